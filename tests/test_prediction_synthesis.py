@@ -334,7 +334,9 @@ def test_maps_are_what_the_networks_say_when_asked_by_hand(kind: str, model: Mod
 
 
 @pytest.mark.parametrize("kind", ["2d", "2.5d", "3d"])
-def test_flip_averages_image_and_maps_over_a_volume_and_its_mirror_image(kind: str, model: Model) -> None:
+def test_flip_averages_the_image_over_a_volume_and_its_mirror_image_and_assesses_the_mean(
+    kind: str, model: Model
+) -> None:
     generator, discriminator, plan = networks(model.plan, kind)
     rng = np.random.default_rng(2)
     shape = (16, 24, 16) if kind == "3d" else (16, 24, 5)
@@ -348,11 +350,21 @@ def test_flip_averages_image_and_maps_over_a_volume_and_its_mirror_image(kind: s
     once, mirrored = maps("none", source, mask), maps("none", source[:, ::-1].copy(), mask[::-1].copy())
     flipped = maps("flip", source, mask)
     of_mirrored = maps("flip", source[:, ::-1].copy(), mask[::-1].copy())
-    for one, other, mean, again in zip(once, mirrored, flipped, of_mirrored, strict=True):
-        assert one is not None and other is not None and mean is not None and again is not None
-        assert np.abs(one - other[::-1]).max() > 1e-4  # the networks know left from right
-        np.testing.assert_allclose(mean, (one + other[::-1]) / 2, atol=1e-6)
-        np.testing.assert_array_equal(again, mean[::-1])
+    assert np.abs(once.prediction - mirrored.prediction[::-1]).max() > 1e-4  # the networks know left from right
+    np.testing.assert_allclose(flipped.prediction, (once.prediction + mirrored.prediction[::-1]) / 2, atol=1e-6)
+    np.testing.assert_array_equal(of_mirrored.prediction, flipped.prediction[::-1])
+    shown = np.moveaxis(flipped.prediction, -1, 0)[:, None] if kind != "3d" else flipped.prediction[None, None]
+    stacks = np.moveaxis(source, -1, 0) if kind != "3d" else source[None]
+    if kind == "2.5d":
+        stacks = np.concatenate([stacks[[0, *range(4)]], stacks, stacks[[*range(1, 5), 4]]], axis=1)
+    with torch.no_grad():
+        logits = discriminator(torch.from_numpy(np.concatenate([stacks, shown], axis=1)))
+    for found, logit in zip(flipped[2:], (logits.magnitude, logits.structured, logits.realness)):
+        wanted = (1 - torch.sigmoid(logit)).numpy()[:, 0]
+        assert found is not None
+        np.testing.assert_allclose(
+            found[mask], (wanted[0] if kind == "3d" else np.moveaxis(wanted, 0, -1))[mask], atol=1e-5
+        )
     nets = Networks(generator, discriminator, average="flip")
     inside = passes.synthesise_inside(
         nets, source, mask, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE
@@ -462,6 +474,26 @@ def test_a_refined_image_and_its_map_are_what_the_networks_say_when_asked_by_han
     assert found.raw_error is not None
     np.testing.assert_allclose(found.prediction[..., 2], second[0, 0].numpy(), atol=1e-5)
     np.testing.assert_allclose(found.raw_error[..., 2], score, atol=1e-5)
+
+
+def test_refined_images_are_averaged_over_mirror_images_and_the_mean_is_assessed(model: Model) -> None:
+    generator, discriminator, plan = networks(model.plan, "2d")
+    rng = np.random.default_rng(3)
+    mask = rng.random((16, 24, 3)) < 0.9
+    source = np.where(mask, rng.normal(size=(1, 16, 24, 3)), 0).astype(np.float32)
+
+    def maps(average: Average, x: NDArray[np.float32], m: NDArray[np.bool_]) -> passes.Maps:
+        nets = Networks(generator, discriminator, second_stage(plan, "2d"), average=average)
+        return synthesise_prepared(nets, x, m, plan=plan, conditional=True, error_scale=0.5, engine=ENGINE)
+
+    once, mirrored = maps("none", source, mask), maps("none", source[:, ::-1].copy(), mask[::-1].copy())
+    mean = maps("flip", source, mask)
+    np.testing.assert_allclose(mean.prediction, (once.prediction + mirrored.prediction[::-1]) / 2, atol=1e-6)
+    seen = np.moveaxis(np.stack([source[0], mean.prediction]), -1, 0)
+    with torch.no_grad():
+        logit = discriminator(torch.from_numpy(np.ascontiguousarray(seen))).magnitude[:, 0].numpy()
+    assert mean.magnitude is not None
+    np.testing.assert_allclose(mean.magnitude[mask], 1 - 1 / (1 + np.exp(-np.moveaxis(logit, 0, -1)[mask])), atol=1e-5)
 
 
 def test_a_tile_sees_as_far_as_all_networks_in_turn(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,9 @@ def learned_score(model: Model, source: Array, mask: Mask, *, engine: Engine) ->
     magnitude = _asked(model, source, mask, engine, discriminator=True).raw_error
     if magnitude is None:
         raise ValueError("the model has no local discriminator, so it has no map of its own")
-    views = 2 if model.recipe.generator.average == "flip" else 1
-    return Score(MAP, magnitude, views * (len(model.earlier) + (2 if model.refiner is None else 4)))
+    made = _passes(model)
+    is_flipped = model.recipe.generator.average == "flip"  # then the mean of two images is assessed once
+    return Score(MAP, magnitude, 2 * made + 1 if is_flipped else made + (model.refiner is None))
 
 
 def augmentation_spread(model: Model, source: Array, mask: Mask, *, engine: Engine, seed: int = 0) -> Score:
@@ -249,7 +250,7 @@ def expected_error(
 def _asked(model: Model, source: Array, mask: Mask, engine: Engine, *, discriminator: bool = False) -> Maps:
     """Run the networks that an image needs, once; the local discriminator only if a refiner needs it, or if asked for.
 
-    With it the map comes as the model ships it, which may be an average over the mirror image.
+    With it the map comes as the model ships it, which may be of an average over the mirror image.
     """
     networks = networks_of(model)
     if not discriminator:

@@ -1,8 +1,8 @@
 """The network that is exported: of one model or several, from sources and mask to images in the target's unit.
 
-It pads what it gets to the sizes that the models take, averages mirror images where that is asked for, and converts to
-the unit of the first model, as `synthesise` and `average_models` do.  Every step is written so that ONNX and OpenVINO
-can follow it for images of any size: no remainder of a size, no branch on one.
+It pads what it gets to the sizes that the models take, averages mirror images where that is asked for, assesses the
+image, and converts to the unit of the first model, as `synthesise` and `average_models` do.  Every step is written so
+that ONNX and OpenVINO can follow it for images of any size: no remainder of a size, no branch on one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional
 from chiasm.prediction.engines import freeze_for_inference
 from chiasm.prediction.ensemble import target_unit_of
 from chiasm.prediction.model import Model, source_channels
-from chiasm.prediction.passes import Chain, Networks, networks_of
+from chiasm.prediction.passes import Assessment, Chain, Networks, networks_of
 from chiasm.recipe import Average
 
 AT_ONCE = 16  # steps of a map, each of which takes the memory of an image
@@ -74,8 +74,12 @@ class ExportedMember(nn.Module):
         assert generator is not None
         frozen = Networks(generator, local_discriminator, refiner, difficulties=False).of_any_size
         conditional = model.recipe.discriminators.conditional
-        self.chain = Chain(frozen, channels=source_channels(plan), conditional=conditional)
-        self.multiple, self.is_mirrored = networks.multiple, is_mirrored
+        self.channels, self.multiple, self.is_mirrored = source_channels(plan), networks.multiple, is_mirrored
+        alone = frozen._replace(local_discriminator=None) if is_mirrored and refiner is None else frozen
+        self.chain = Chain(alone, channels=self.channels, conditional=conditional)
+        is_assessed_after = is_mirrored and local_discriminator is not None
+        assessment = Assessment(frozen, channels=self.channels, conditional=conditional)
+        self.assessment = assessment if is_assessed_after else None
         unit = target_unit_of(plan, first.plan)
         self.image = PiecewiseLinear(unit.reference.normalised, unit.reference.values)
         self.range = plan.target_range if plan.target_unit == "HU" else None
@@ -85,30 +89,35 @@ class ExportedMember(nn.Module):
 
     def forward(self, stack: Tensor) -> Tensor:
         """Map sources and mask, (1, channels + slices, *S), to image and, where there is one, expected error."""
-        made = self._once(stack)
+        made = self._padded(self.chain, stack)
         if self.is_mirrored:
-            made = (made + self._once(stack.flip(2)).flip(2)) / 2
+            made = (made[:, :1] + self._padded(self.chain, stack.flip(2))[:, :1].flip(2)) / 2
+        if self.assessment is not None:
+            source, masks = stack[:, : self.channels], stack[:, self.channels :]
+            middle = masks.shape[1] // 2
+            seen = torch.cat([source, made * masks[:, middle : middle + 1]], dim=1)
+            made = torch.cat([made, self._padded(self.assessment, seen)], dim=1)
         image: Tensor = self.image(made[:, :1])
         if self.range is not None:
             image = torch.clamp(image, *self.range)
         if made.shape[1] == 1:
             return image
-        error = made[:, 1:2] if self.calibration is None else self.calibration(made[:, 1:2])
+        error = self.error_scale * functional.softplus(-made[:, 1:2])
+        if self.calibration is not None:
+            error = self.calibration(error)
         return torch.cat([image, error * self.size_of_one], dim=1)
 
-    def _once(self, stack: Tensor) -> Tensor:
-        """Return the image in normalised units and the error before calibration, (1, 1 or 2, *S)."""
+    def _padded(self, network: nn.Module, stack: Tensor) -> Tensor:
+        """Run a network on images of any size, (1, C, *S) to (1, C_out, *S)."""
         sizes = stack.shape[2:]
         if self.multiple > 1:
             ends = ((size + self.multiple - 1) // self.multiple * self.multiple - size for size in reversed(sizes))
             stack = functional.pad(stack, [one for end in ends for one in (0, end)])
-        made: Tensor = self.chain(stack)
+        made: Tensor = network(stack)
         if self.multiple > 1:
             for axis, size in enumerate(sizes, start=2):  # a slice would ask whether there is anything to cut
                 made = made.index_select(axis, torch.arange(size, device=made.device))
-        if made.shape[1] == 1:
-            return made
-        return torch.cat([made[:, :1], self.error_scale * functional.softplus(-made[:, 1:2])], dim=1)
+        return made
 
 
 class ExportedNetwork(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -77,7 +77,7 @@ class Networks(NamedTuple):
         refiner: The second stage, or None; it needs a local discriminator.
         earlier: Generators of the stages before: each sees what the one before it made, and `generator` what the last
             of them made.  None where there are none, or where the source holds the context already.
-        average: What of: "flip" for the mean over a volume and its mirror image.
+        average: "flip" for the mean image of a volume and its mirror image; the local discriminator assesses the mean.
         model: sha256 of the model whose networks these are, unchanged; empty for others, which torch computes.
         difficulties: Whether all heads of the local discriminator are asked for, beside the magnitude's.
     """
@@ -149,8 +149,11 @@ class Chain(nn.Module):
         if self.refiner is not None:
             prediction = refine(self.refiner, source, masked, logits.structured, valid)
             logits = self._assess(source, prediction)
-        difficulties = [logits.structured, logits.realness] if self.difficulties else []
-        return torch.cat([prediction, logits.magnitude, *difficulties], dim=1)
+        return torch.cat([prediction, self._listed(logits)], dim=1)
+
+    def _listed(self, logits: LocalLogits) -> Tensor:
+        heads = [logits.magnitude, logits.structured, logits.realness]
+        return torch.cat(heads, dim=1) if self.difficulties else logits.magnitude
 
     def _assess(self, source: Tensor, image: Tensor) -> LocalLogits:
         assert self.local_discriminator is not None
@@ -158,17 +161,37 @@ class Chain(nn.Module):
         return logits
 
 
-def _runner(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Callable[[Tensor], Tensor]:
+class Assessment(Chain):
+    """The local discriminator alone, for an image that was made before.
+
+    Args:
+        networks: As for `Chain`, with a local discriminator.
+        channels: Likewise.
+        conditional: Likewise.
+    """
+
+    def forward(self, stack: Tensor) -> Tensor:
+        """Map source and image, zero outside the mask, (N, channels + slices, *S), to the logits of `Chain`."""
+        source, images = stack[:, : self.channels], stack[:, self.channels :]
+        middle = images.shape[1] // 2
+        return self._listed(self._assess(source, images[:, middle : middle + 1]))
+
+
+def _runner(
+    networks: Networks, engine: Engine, channels: int, conditional: bool, kind: Callable[..., nn.Module] = Chain
+) -> Callable[[Tensor], Tensor]:
     """Let an engine run networks in one pass; a compiled one only those of a loaded model, which do not change."""
     if engine.name != "torch" and networks.model:
-        return _compiled(networks, engine, channels, conditional)
-    return engine.wrap(Chain(networks.of_any_size, channels=channels, conditional=conditional))
+        return _compiled(networks, engine, channels, conditional, kind)
+    return engine.wrap(kind(networks.of_any_size, channels=channels, conditional=conditional))
 
 
-@lru_cache(maxsize=8)
-def _compiled(networks: Networks, engine: Engine, channels: int, conditional: bool) -> Compiled:
+@lru_cache(maxsize=16)
+def _compiled(
+    networks: Networks, engine: Engine, channels: int, conditional: bool, kind: Callable[..., nn.Module]
+) -> Compiled:
     """Compile networks once for all volumes."""
-    chain = Chain(networks.of_any_size, channels=channels, conditional=conditional)
+    chain = kind(networks.of_any_size, channels=channels, conditional=conditional)
     return Compiled(engine, chain, networks.model)
 
 
@@ -194,24 +217,14 @@ def synthesise_prepared(
         error_scale: s of the soft targets, normalised units.
         engine: Device and precision.
     """
-    if networks.average == "flip":
-        once = partial(
-            synthesise_prepared,
-            networks._replace(average="none"),
-            plan=plan,
-            conditional=conditional,
-            error_scale=error_scale,
-            engine=engine,
-        )
-        return _average_mirrored(once(source, mask), once(source[:, ::-1], mask[::-1]))
-    inside = _inside(networks, source, mask, plan, conditional, engine)
-    prediction = laid_out(inside[0], mask)
-    if networks.local_discriminator is None:
+    image, logits = _inside(networks, source, mask, _Setting(plan, conditional, engine, networks.multiple))
+    prediction = laid_out(image, mask)
+    if logits is None:
         return Maps(prediction, None, None, None, None)
-    raw_error = laid_out(_raw_error(inside[1], error_scale), mask)
+    raw_error = laid_out(_raw_error(logits[0], error_scale), mask)
     if not networks.difficulties:
         return Maps(prediction, raw_error, None, None, None)
-    difficulties = (laid_out(1 / (1 + np.exp(np.clip(logits, -60, 60))), mask) for logits in inside[1:])
+    difficulties = (laid_out(1 / (1 + np.exp(np.clip(head, -60, 60))), mask) for head in logits)
     return Maps(prediction, raw_error, *difficulties)
 
 
@@ -238,23 +251,8 @@ def synthesise_inside(
     engine: Engine,
 ) -> Inside:
     """Run the networks as `synthesise_prepared` does, but keep only the voxels of the mask: volumes may be large."""
-    if networks.average == "flip":
-        once = partial(
-            synthesise_inside,
-            networks._replace(average="none"),
-            plan=plan,
-            conditional=conditional,
-            error_scale=error_scale,
-            engine=engine,
-        )
-        straight, mirrored = once(source, mask), once(source[:, ::-1], mask[::-1])
-        for one, other in zip(straight, mirrored):
-            if one is not None and other is not None:  # in its own memory: volumes may be large
-                one += _mirrored_back(other, mask)
-                one /= 2
-        return straight
-    made = _inside(networks, source, mask, plan, conditional, engine)
-    return Inside(made[0], None if networks.local_discriminator is None else _raw_error(made[1], error_scale, made[1]))
+    image, logits = _inside(networks, source, mask, _Setting(plan, conditional, engine, networks.multiple))
+    return Inside(image, None if logits is None else _raw_error(logits[0], error_scale, logits[0]))
 
 
 def _raw_error(
@@ -306,16 +304,6 @@ def scatter(values: NDArray[np.floating] | float, mask: NDArray[np.bool_], outsi
     return volume
 
 
-def _average_mirrored(straight: Maps, mirrored: Maps) -> Maps:
-    """Average the maps of a volume and those of its mirror image, mirrored back; the first axis is left to right."""
-    means = [
-        None if a is None or b is None else ((a + b[::-1]) / 2).astype(np.float32) for a, b in zip(straight, mirrored)
-    ]
-    prediction = means[0]
-    assert prediction is not None
-    return Maps(prediction, *means[1:])
-
-
 def is_blended(generator: nn.Module, plan: Plan) -> bool:
     """Return whether volumes go through a generator in overlapping windows that are averaged.
 
@@ -327,43 +315,108 @@ def is_blended(generator: nn.Module, plan: Plan) -> bool:
     return not tiles_are_exact(generator, source_channels(plan))
 
 
+class _Setting(NamedTuple):
+    """How all networks of a prediction are run.
+
+    Attributes:
+        plan: As for `synthesise_prepared`.
+        conditional: Likewise.
+        engine: Likewise.
+        multiple: What sizes are filled up to a multiple of, for each network that is run alone too.
+    """
+
+    plan: Plan
+    conditional: bool
+    engine: Engine
+    multiple: int
+
+
 def _inside(
-    networks: Networks,
-    source: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    plan: Plan,
-    conditional: bool,
-    engine: Engine,
+    networks: Networks, source: NDArray[np.float32], mask: NDArray[np.bool_], setting: _Setting
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Run networks and return their output at the voxels of the mask: image (n,) and logits, (C_out, n) or None."""
+    alone = networks._replace(average="none")
+    if networks.average == "flip" and networks.refiner is None:
+        alone = alone._replace(local_discriminator=None)
+    mirrored = None
+    if networks.average == "flip":
+        mirrored, _ = _inside(alone, source[:, ::-1], mask[::-1], setting)
+    if networks.earlier:
+        source = _with_context(networks, source, mask, setting.plan, setting.engine)
+        networks, alone = networks._replace(earlier=()), alone._replace(earlier=())
+    made = _pass(alone, source, mask, setting)
+    if mirrored is None:
+        return made[0], None if networks.local_discriminator is None else made[1:]
+    image = made[0]
+    image += _mirrored_back(mirrored, mask)  # in its own memory: volumes may be large
+    image /= 2
+    return image, None if networks.local_discriminator is None else _assess(networks, source, image, mask, setting)
+
+
+def _pass(
+    networks: Networks, source: NDArray[np.float32], mask: NDArray[np.bool_], setting: _Setting
 ) -> NDArray[np.float32]:
     """Run networks, chained, and return their output at the voxels of the mask: image and logits, (C_out, n)."""
-    if networks.earlier:
-        source = _with_context(networks, source, mask, plan, engine)
-        networks = networks._replace(earlier=())
-    run = _runner(networks, engine, source_channels(plan), conditional)
+    plan = setting.plan
+    run = _runner(networks, setting.engine, source_channels(plan), setting.conditional)
     if plan.dims == 2 and not is_blended(networks.generator, plan):
-        multiple = networks.multiple
-        return apply_inside(
-            run, [source, mask[None]], mask, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=multiple
-        )
+        return _over_slices(run, [source, mask[None]], mask, setting)
     stack = np.concatenate([source, mask[None]], dtype=np.float32)
-    return np.stack([taken(channel, mask) for channel in _over_volume(run, networks, stack, plan, engine)])
+    return np.stack([taken(channel, mask) for channel in _over_volume(run, networks, stack, setting)])
+
+
+def _assess(
+    networks: Networks,
+    source: NDArray[np.float32],
+    image: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    setting: _Setting,
+) -> NDArray[np.float32]:
+    """Let the local discriminator assess the values (n,) of an image, and return its logits there, (C_out, n)."""
+    assert networks.local_discriminator is not None
+    run = _runner(networks, setting.engine, source_channels(setting.plan), setting.conditional, Assessment)
+    shown = laid_out(image, mask)[None]
+    if setting.plan.dims == 2:
+        return _over_slices(run, [source, shown], mask, setting)
+    logits = _over_parts(run, Networks(networks.local_discriminator), np.concatenate([source, shown]), setting)
+    return np.stack([taken(channel, mask) for channel in logits])
+
+
+def _over_slices(
+    run: Callable[[Tensor], Tensor],
+    seen: Sequence[NDArray[np.generic]],
+    mask: NDArray[np.bool_],
+    setting: _Setting,
+) -> NDArray[np.float32]:
+    slices, multiple = setting.plan.slices, setting.multiple
+    return apply_inside(run, seen, mask, slices=slices, batch=SLICES_AT_ONCE, multiple=multiple)
 
 
 def _over_volume(
-    run: Callable[[Tensor], Tensor], networks: Networks, stack: NDArray[np.float32], plan: Plan, engine: Engine
+    run: Callable[[Tensor], Tensor], networks: Networks, stack: NDArray[np.float32], setting: _Setting
 ) -> NDArray[np.float32]:
     """Run networks, chained, over all windows, slabs or tiles of a volume."""
+    plan = setting.plan
     blended = is_blended(networks.generator, plan)
     if blended and plan.dims == 2:
         return blend_slices(run, stack, slices=plan.slices, window=plan.patch)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
-    multiple = networks.multiple
+    return _over_parts(run, networks, stack, setting)
+
+
+def _over_parts(
+    run: Callable[[Tensor], Tensor],
+    networks: Networks,
+    stack: NDArray[np.float32],
+    setting: _Setting,
+) -> NDArray[np.float32]:
+    """Run networks, chained, that see no farther than they state over all slabs or tiles of a volume."""
     if not isinstance(run, Compiled) and is_of_this_package(networks.generator):
-        with suppress(NoSlabs), engine.inference():
-            return apply_in_slabs(run, stack, multiple=multiple)
+        with suppress(NoSlabs), setting.engine.inference():
+            return apply_in_slabs(run, stack, multiple=setting.multiple)
     halo = sum(int(getattr(network, "receptive_field", 0)) for network in networks.of_any_size.in_one_pass)
-    return apply_to_volume(run, stack, tile=TILE, halo=halo, multiple=multiple)
+    return apply_to_volume(run, stack, tile=TILE, halo=halo, multiple=setting.multiple)
 
 
 def predict_stage(
