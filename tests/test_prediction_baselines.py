@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from skimage.exposure import match_histograms
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
+from chiasm.prediction import baselines
 from chiasm.prediction.baselines import NAMES, Baselines, fit_baselines, load_baselines, save_baselines
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.volumes import Geometry
@@ -44,6 +46,17 @@ def predicted(baselines: Baselines, name: str, one: PreparedCase) -> np.ndarray:
 @pytest.fixture(scope="module")
 def fitted() -> Baselines:
     return fit_baselines([case(number) for number in range(4)])
+
+
+def test_of_each_case_a_sample_alone_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "SAMPLE", 1000)
+    cases, peaks = [case(number, (64, 64, 40)) for number in range(12)], list[int]()
+    for some in (cases[:2], cases[:2], cases):  # once to import
+        tracemalloc.start()
+        fit_baselines(some)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 0.1 * sum(8 * np.count_nonzero(one.mask) for one in cases[2:])
 
 
 @pytest.mark.parametrize("name", PLAIN)

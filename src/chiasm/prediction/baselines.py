@@ -161,8 +161,8 @@ def fit_baselines(cases: Sequence[PreparedCase]) -> Baselines:
             continue
         x, y = np.asarray(case.source[0])[mask], np.asarray(case.target)[mask]
         step = max(1, len(x) * len(cases) // LOOKUP_SAMPLE, len(x) // SAMPLE)
-        sources.append(x[::step])
-        targets.append(y[::step])
+        sources.append(x[::step].copy())  # a view would keep all of x
+        targets.append(y[::step].copy())
         quantiles.append(_quantiles(y))
     knots, values = fit_lookup(np.concatenate(sources), np.concatenate(targets), BINS)
     mean_image, mean_grid, mean_target = _mean_image(cases)
