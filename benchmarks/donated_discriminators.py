@@ -107,14 +107,12 @@ def train_donor(cohort: Cohort, out: Path) -> Weights:
     return weights
 
 
-def donate(donor: Weights, learner: Learner, done: int, folder: Path) -> None:
-    """Write a warm-up whose discriminators are the donor's, with the receiver's own statistics of its images."""
+def donate(donor: Weights, learner: Learner) -> None:
+    """Let the discriminators be the donor's, with the receiver's own statistics of its images."""
     for name in DONATED:
         network = learner.trainables.bare(name)
         own = {key: value for key, value in network.state_dict().items() if key.startswith("standardise")}
         network.load_state_dict(donor[name] | own)
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder / "checkpoints", done, learner.parts, learner.state.to_dict())
 
 
 def score(learner: Learner, cases: Sequence[PreparedCase], arm: str, seed: int) -> list[Row]:
@@ -160,9 +158,11 @@ def run_seed(seed: int, donor: Weights, others: Cohort, arms: Sequence[str], out
     for name, done in (("donated", ends["generator"]), ("fixed", ends["discriminators"])):
         if not (place / name / "checkpoints").exists():
             learner = go_on(usual, setting, place / name, place / "random", ends["generator"])
-            donate(donor, learner, done, place / name)
+            donate(donor, learner)
             if name == "donated":
                 write_evaluation(place / AS_GIVEN, score(learner, setting.tested, AS_GIVEN, seed))
+            (place / name / "checkpoints").mkdir(parents=True)
+            save_checkpoint(place / name / "checkpoints", done, learner.parts, learner.state.to_dict())
         go_on(usual, setting, place / name, until=ends["discriminators"])
     for arm in (AS_GIVEN, *arms):
         if not is_evaluation(place / arm):

@@ -31,8 +31,10 @@ from chiasm.volumes import read_volume
 
 def known(predictor: Predictor, case: Case, mask: Path) -> tuple[float, float] | None:
     """Return AUROC and ratio of the weights of one case; None without a lesion."""
+    if case.labels is None:
+        return None
     inside = read(mask) > 0
-    lesion = (read(case.labels) > 0) & inside if case.labels is not None else ~inside & inside
+    lesion = (read(case.labels) > 0) & inside
     if not lesion.any():
         return None
     sources = [read_volume(case.images[name]) for name in predictor.model.plan.sources]
@@ -63,7 +65,8 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     for arm, seed, values in known_by_job(asked.study):
-        found[arm, seed] += values
+        if values:
+            found[arm, seed] += values
     order = list(read_json(asked.study / "study.json")["study"]["arms"])
     print("| arm | seed | AUROC of lesions | F in lesions by elsewhere | n |\n|---|---|---|---|---|")
     for (arm, seed), values in sorted(found.items(), key=lambda item: (order.index(item[0][0]), item[0][1])):

@@ -82,6 +82,8 @@ def test_the_default_method_predicts_as_torch_does_in_float32(
     for found_by, exact in zip(made[name], made["torch"], strict=True):
         assert 0 < np.abs(found_by - exact).max() <= TOLERANCE * np.ptp(exact)
     assert len(kept(cache)) == 1
+    predict(finished_run, [source], tmp_path / "mean", precision="32-true", engine=name, average="flip")
+    assert len(kept(cache)) == 3, "the mean's image and map took the program of one pass for theirs"
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before, "wrote into the run"
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from chiasm.methods import make_recipe
 from chiasm.prediction.folders import Predictor, load, predict
+from chiasm.serving.scans import WRITTEN, Handed, Synthesiser, synthesise_scan
 from chiasm.serving.web_limits import Page
 from chiasm.training.run import train
 from conftest import QUICK, Sibling
@@ -55,6 +56,20 @@ def of_two_sources(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 
 # --- what is made ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", ["none", "flip"])
+def test_progress_grows_until_the_last_network_has_run(average: str, finished_run: Path, tmp_path: Path) -> None:
+    shares: list[float] = []
+    scan = write_scan(tmp_path)
+    synthesise_scan(
+        tmp_path / "job",
+        lambda doing, share: shares.append(share) if doing == "predicting" else None,
+        handed=Handed({"t1": scan}),
+        using=Synthesiser(load(finished_run, average=average), Lock()),
+    )
+    assert shares == sorted(set(shares)), "it stood still although networks ran"
+    assert shares[-1] == pytest.approx(WRITTEN)
 
 
 def test_a_scan_gives_what_predict_writes(client: Client, finished_run: Path, tmp_path: Path) -> None:

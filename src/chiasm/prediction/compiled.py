@@ -142,7 +142,7 @@ class Compiled:
     Args:
         engine: Of the CPU, and not torch.
         network: In evaluation mode; maps (N, C, *S) to (N, C_out, *S).
-        key: Identifies the network beside its weights: the model's sha256.
+        key: Identifies the network beside its weights: the model's sha256, and which of its outputs these are.
     """
 
     def __init__(self, engine: Engine, network: nn.Module, key: str) -> None:

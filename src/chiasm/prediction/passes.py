@@ -192,7 +192,8 @@ def _compiled(
 ) -> Compiled:
     """Compile networks once for all volumes."""
     chain = kind(networks.of_any_size, channels=channels, conditional=conditional)
-    return Compiled(engine, chain, networks.model)
+    heads = " of all heads" if networks.difficulties else ""
+    return Compiled(engine, chain, f"{networks.model} {kind.__name__}{heads}")
 
 
 def synthesise_prepared(

@@ -149,7 +149,8 @@ def synthesise(
         engine: Device and precision.
         degrade: For super-resolution: whether slices are thin and must be made
             thick first, as in training; the result then lies on their grid.
-        average: "flip" for the mean of image and map over a volume and its mirror image; as the recipe says by default.
+        average: "flip" for the mean image of a volume and its mirror image, and the map of that; as the recipe says by
+            default.
 
     Raises:
         VolumeError: If the number of volumes or a grid is wrong, nothing is

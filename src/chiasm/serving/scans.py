@@ -143,7 +143,7 @@ def synthesise_scan(folder: Path, report: Report, *, handed: Handed, using: Synt
         report("reading", 0.0)
         scan = read_scan(handed, using.predictor)
         report("waiting for the DICOM node" if using.turn.locked() else "predicting", READ)
-        with using.turn, watched(_follow(report, using.predictor.models)):
+        with using.turn, watched(_follow(report, using.predictor)):
             made = using.predictor.predict(*scan.volumes)
         made = replace(made, warnings=(*scan.warnings, *made.warnings))
         report("writing", WRITTEN)
@@ -235,9 +235,11 @@ def _check_modalities(case: Case) -> None:
             )
 
 
-def _follow(report: Report, models: Sequence[Model]) -> Callable[[int, int], None]:
+def _follow(report: Report, predictor: Predictor) -> Callable[[int, int], None]:
     """Convert the passes of networks over a volume, stage by stage, into a share of the work."""
-    runs = sum((1 + len(one.earlier)) * (1 + (one.recipe.generator.average == "flip")) for one in models)
+    is_mean = predictor.average == "flip"  # then the map is made by a pass of its own
+    passes = [(1 + len(one.earlier)) * (1 + is_mean) for one in predictor.models]
+    runs = sum(passes) + is_mean * sum(one.local_discriminator is not None for one in predictor.models)
     before = 0
 
     def follow(done: int, total: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import FAULTS, read_dataset, taming, visit
 from chiasm.volumes.dicom_frames import Frame
 from chiasm.volumes.dicom_series import Series
+from chiasm.volumes.dicom_silence import silenced
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume, reordered_like, same_grid
 
 NOTICE = "Synthetic image for research; not for diagnostic use."
@@ -88,8 +88,7 @@ def quiet() -> Iterator[None]:
     """Keep pydicom from warning: its sentences quote values, and those may be a patient's."""
     from pydicom.config import disable_value_validation
 
-    with warnings.catch_warnings(), disable_value_validation():
-        warnings.simplefilter("ignore")
+    with silenced(), disable_value_validation():
         yield
 
 
