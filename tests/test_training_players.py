@@ -16,7 +16,7 @@ import torch
 from chiasm.errors import RecipeError
 from chiasm.methods import GROUPS, METHODS, STARTS, Method, find_method, make_recipe
 from chiasm.networks.catalogue import GENERATORS, CataloguedNetwork
-from chiasm.networks.srcnn import Srcnn
+from chiasm.networks.srcnn import srcnn
 from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe
@@ -275,7 +275,7 @@ def test_the_command_lists_every_method_once_under_a_heading(capsys: pytest.Capt
 
 
 def test_a_method_of_ones_own_is_listed_and_studied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GENERATORS, "mine", CataloguedNetwork(Srcnn, "Us, 2026"))  # type: ignore[arg-type]
+    monkeypatch.setitem(GENERATORS, "mine", CataloguedNetwork(srcnn, "Us, 2026"))  # type: ignore[arg-type]
     mine = Method("Mine", "my own", {**METHODS["srcnn"].changes, "generator.network": "mine"})
     monkeypatch.setitem(METHODS, "Mine", mine)
     lab = Method("lab", "of the lab", {**METHODS["A1"].changes, "generator.network": "toy_networks:Plain"})

@@ -19,15 +19,15 @@ from torch.nn import functional
 from chiasm.errors import RecipeError, unknown
 from chiasm.networks.context_gan import ContextDiscriminator, ContextFcn
 from chiasm.networks.dcgan import DcganDiscriminator, DcganGenerator
-from chiasm.networks.fcn3d import Fcn3d
+from chiasm.networks.fcn3d import fcn3d
 from chiasm.networks.fcn8 import Fcn8
 from chiasm.networks.foreign import FOREIGN, check_options, make_foreign
 from chiasm.networks.generator import Dims, Norm
 from chiasm.networks.han import Han
-from chiasm.networks.li_cnn import LiCnn
+from chiasm.networks.li_cnn import li_cnn
 from chiasm.networks.pix2pix import PatchDiscriminator, Pix2PixGenerator
 from chiasm.networks.sparse_coding import SparseCoder
-from chiasm.networks.srcnn import Srcnn
+from chiasm.networks.srcnn import srcnn
 from chiasm.networks.strainet import Strainet, StrainetDiscriminator
 from chiasm.networks.unet import UNet
 
@@ -52,7 +52,7 @@ class CataloguedNetwork(NamedTuple):
 
 
 def _srcnn_955(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
-    return Srcnn(in_channels=in_channels, dims=dims, scale=scale, variant="9-5-5")
+    return srcnn(in_channels=in_channels, dims=dims, scale=scale, variant="9-5-5")
 
 
 def _pix2pix_32(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
@@ -60,13 +60,13 @@ def _pix2pix_32(*, in_channels: int, dims: Dims, scale: float) -> nn.Module:
 
 
 GENERATORS: Mapping[str, CataloguedNetwork] = {
-    "srcnn": CataloguedNetwork(Srcnn, "Dong et al., arXiv:1501.00092 (9-1-5)"),
+    "srcnn": CataloguedNetwork(srcnn, "Dong et al., arXiv:1501.00092 (9-1-5)"),
     "srcnn-955": CataloguedNetwork(_srcnn_955, "Dong et al., arXiv:1501.00092 (9-5-5)"),
     "fcn8": CataloguedNetwork(Fcn8, "Long et al., arXiv:1411.4038", (2,)),
     "unet": CataloguedNetwork(UNet, "Ronneberger et al., arXiv:1505.04597"),
-    "fcn3d": CataloguedNetwork(Fcn3d, "Nie et al., LABELS 2016"),
+    "fcn3d": CataloguedNetwork(fcn3d, "Nie et al., LABELS 2016"),
     "han": CataloguedNetwork(Han, "Han, Medical Physics 2017", (2,)),
-    "li-cnn": CataloguedNetwork(LiCnn, "Li et al., MICCAI 2014"),
+    "li-cnn": CataloguedNetwork(li_cnn, "Li et al., MICCAI 2014"),
     "context-fcn": CataloguedNetwork(ContextFcn, "Nie et al., arXiv:1612.05362"),
     "strainet": CataloguedNetwork(Strainet, "Nie et al., IEEE TNNLS 2019"),
     "dcgan": CataloguedNetwork(DcganGenerator, "Radford et al., arXiv:1511.06434"),

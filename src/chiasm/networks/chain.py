@@ -21,8 +21,34 @@ class ChainLayer(NamedTuple):
     padding: int = 0
 
 
-class Shrinking(nn.Module):
-    """The geometry of a network without pooling, whose output is the source's grid less a margin.
+def margin_of(layers: Sequence[ChainLayer]) -> int:
+    """Count the voxels that convolutions without padding lose on each side."""
+    return sum(layer.size // 2 - layer.padding for layer in layers)
+
+
+def reach_of(layers: Sequence[ChainLayer]) -> int:
+    """Count the voxels that are seen on each side of an output voxel."""
+    return sum(layer.size // 2 for layer in layers)
+
+
+def widths_of(layers: Sequence[ChainLayer], in_channels: int, scale: float) -> list[int]:
+    """Return the channels before each layer and after the last, whose own are not scaled."""
+    return [in_channels, *scaled((layer.channels for layer in layers[:-1]), scale), layers[-1].channels]
+
+
+def check_source(source: Tensor, dims: Dims, smallest: int) -> None:
+    """Refuse a source (N, in_channels, *S) of which no output voxel would be left.
+
+    Raises:
+        ValueError: If a size is below `smallest`, or axes are missing.
+    """
+    check_sizes(source.shape[2:], dims, 1)
+    if min(source.shape[2:]) < smallest:
+        raise ValueError(f"spatial sizes must be at least {smallest}, not {tuple(source.shape[2:])}")
+
+
+class ConvolutionChain(nn.Module):
+    """Convolutions that are rectified but for the last; weights start from He et al. 2015.
 
     Args:
         layers: Every convolution; the last one's channels are the image's.
@@ -31,7 +57,6 @@ class Shrinking(nn.Module):
         scale: Share of the published channels.
 
     Attributes:
-        widths: Channels before each layer, and after the last.
         size_multiple: 1, any size.
         margin: Voxels that convolutions without padding lose on each side.
         receptive_field: Voxels seen on each side of an output voxel.
@@ -41,34 +66,15 @@ class Shrinking(nn.Module):
         ValueError: If a number is out of range.
     """
 
-    def __init__(self, layers: Sequence[ChainLayer], in_channels: int, dims: Dims, scale: float) -> None:
+    def __init__(self, layers: Sequence[ChainLayer], *, in_channels: int, dims: Dims, scale: float) -> None:
         super().__init__()
         check_numbers(in_channels, dims, scale)
-        self.widths = (in_channels, *scaled((layer.channels for layer in layers[:-1]), scale), layers[-1].channels)
         self.dims, self.size_multiple = dims, 1
-        self.margin = sum(layer.size // 2 - layer.padding for layer in layers)
-        self.receptive_field = sum(layer.size // 2 for layer in layers)
+        self.margin, self.receptive_field = margin_of(layers), reach_of(layers)
         self.smallest = 2 * self.margin + 1
-
-    def check(self, source: Tensor) -> None:
-        """Refuse a source (N, in_channels, *S) of which no output voxel would be left.
-
-        Raises:
-            ValueError: If a size is below `smallest`, or axes are missing.
-        """
-        check_sizes(source.shape[2:], self.dims, self.size_multiple)
-        if min(source.shape[2:]) < self.smallest:
-            raise ValueError(f"spatial sizes must be at least {self.smallest}, not {tuple(source.shape[2:])}")
-
-
-class ConvolutionChain(Shrinking):
-    """Convolutions that are rectified but for the last; weights start from He et al. 2015. Arguments as `Shrinking`."""
-
-    def __init__(self, layers: Sequence[ChainLayer], in_channels: int, dims: Dims, scale: float) -> None:
-        super().__init__(layers, in_channels, dims, scale)
         self.convolutions = nn.ModuleList(
             CONVOLUTION[dims](a, b, layer.size, padding=layer.padding)
-            for (a, b), layer in zip(pairwise(self.widths), layers)
+            for (a, b), layer in zip(pairwise(widths_of(layers, in_channels, scale)), layers)
         )
         draw_he(self)
 
@@ -78,7 +84,7 @@ class ConvolutionChain(Shrinking):
         Raises:
             ValueError: If a size is below `smallest`.
         """
-        self.check(source)
+        check_source(source, self.dims, self.smallest)
         features = source
         for convolution in self.convolutions[:-1]:
             features = functional.relu(convolution(features), inplace=True)

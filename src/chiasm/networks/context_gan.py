@@ -35,7 +35,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional
 
-from chiasm.networks.chain import ChainLayer, Shrinking
+from chiasm.networks.chain import ChainLayer, check_source, margin_of, reach_of, widths_of
 from chiasm.networks.discriminators import Standardise
 from chiasm.networks.generator import CONVOLUTION, Dims, Norm
 from chiasm.networks.layers import MAX_POOL, NORM, check_discriminator, check_numbers, scaled
@@ -54,19 +54,37 @@ DISCRIMINATOR_WIDTHS = (32, 64, 128, 256)
 DISCRIMINATOR_UNITS = (512, 128)
 
 
-class ContextFcn(Shrinking):
-    """Nine convolutions at full resolution, two of 9 that shrink the image: a margin of 8 voxels. See `Shrinking`.
+class ContextFcn(nn.Module):
+    """Nine convolutions at full resolution, two of 9 that shrink the image.
 
-    The previous stage's prediction is one of the source channels.
+    Args:
+        in_channels: Source channels, the previous stage's prediction among them.
+        dims: Spatial axes of a convolution: 3 as published, or 2.
+        scale: Share of the published channels.
+
+    Attributes:
+        size_multiple: 1, any size.
+        margin: Voxels that the two unpadded convolutions lose on each side: 8.
+        receptive_field: Voxels seen on each side of an output voxel.
+        smallest: Least spatial size, which gives one output voxel.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
 
     def __init__(self, *, in_channels: int, dims: Dims = 2, scale: float = 1.0) -> None:
-        super().__init__(LAYERS, in_channels, dims, scale)
+        super().__init__()
+        check_numbers(in_channels, dims, scale)
+        self.dims, self.size_multiple = dims, 1
+        self.margin, self.receptive_field = margin_of(LAYERS), reach_of(LAYERS)
+        self.smallest = 2 * self.margin + 1
+
+        widths = widths_of(LAYERS, in_channels, scale)
         *hidden, last = LAYERS
         self.blocks = nn.ModuleList(
-            _block(a, b, layer.size, layer.padding, dims) for (a, b), layer in zip(pairwise(self.widths), hidden)
+            _block(a, b, layer.size, layer.padding, dims) for (a, b), layer in zip(pairwise(widths), hidden)
         )
-        self.last = CONVOLUTION[dims](self.widths[-2], 1, last.size, padding=last.padding)
+        self.last = CONVOLUTION[dims](widths[-2], 1, last.size, padding=last.padding)
 
     def forward(self, source: Tensor) -> Tensor:
         """Map the source (N, in_channels, *S) to the prediction (N, 1, *(S - 16)), normalised units.
@@ -74,7 +92,7 @@ class ContextFcn(Shrinking):
         Raises:
             ValueError: If a size is below `smallest`.
         """
-        self.check(source)
+        check_source(source, self.dims, self.smallest)
         features = source
         for block in self.blocks:
             features = block(features)

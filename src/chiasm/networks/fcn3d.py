@@ -40,8 +40,15 @@ LAYERS = (
 )
 
 
-class Fcn3d(ConvolutionChain):
-    """Eleven convolutions at full resolution, two of which shrink the image: a margin of 4 voxels. See `Shrinking`."""
+def fcn3d(*, in_channels: int, dims: Dims = 3, scale: float = 1.0) -> ConvolutionChain:
+    """Make eleven convolutions at full resolution, two of which shrink the image: a margin of 4 voxels.
 
-    def __init__(self, *, in_channels: int, dims: Dims = 3, scale: float = 1.0) -> None:
-        super().__init__(LAYERS, in_channels, dims, scale)
+    Args:
+        in_channels: Source channels.
+        dims: Spatial axes of a convolution: 3 as published, or 2.
+        scale: Share of the published channels.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    return ConvolutionChain(LAYERS, in_channels=in_channels, dims=dims, scale=scale)

@@ -28,8 +28,15 @@ from chiasm.networks.generator import Dims
 LAYERS = (ChainLayer(10, 7), ChainLayer(10, 7), ChainLayer(1, 1))
 
 
-class LiCnn(ConvolutionChain):
-    """Three convolutions, from a neighbourhood of 13 to its centre: a margin of 6 voxels. See `Shrinking`."""
+def li_cnn(*, in_channels: int, dims: Dims = 3, scale: float = 1.0) -> ConvolutionChain:
+    """Make three convolutions, from a neighbourhood of 13 to its centre: a margin of 6 voxels.
 
-    def __init__(self, *, in_channels: int, dims: Dims = 3, scale: float = 1.0) -> None:
-        super().__init__(LAYERS, in_channels, dims, scale)
+    Args:
+        in_channels: Source channels.
+        dims: Spatial axes of a convolution: 3 as published, or 2.
+        scale: Share of the published channels.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+    return ConvolutionChain(LAYERS, in_channels=in_channels, dims=dims, scale=scale)

@@ -37,8 +37,8 @@ LAYERS: dict[Variant, tuple[ChainLayer, ...]] = {
 }
 
 
-class Srcnn(ConvolutionChain):
-    """Extract patches, map them, rebuild the image: one convolution each. See `Shrinking`.
+def srcnn(*, in_channels: int, dims: Dims = 2, scale: float = 1.0, variant: Variant = "9-1-5") -> ConvolutionChain:
+    """Make three convolutions, which extract patches, map them, and rebuild the image.
 
     Args:
         in_channels: Source channels.
@@ -49,8 +49,6 @@ class Srcnn(ConvolutionChain):
     Raises:
         ValueError: If a number is out of range or the variant unknown.
     """
-
-    def __init__(self, *, in_channels: int, dims: Dims = 2, scale: float = 1.0, variant: Variant = "9-1-5") -> None:
-        if variant not in LAYERS:
-            raise ValueError(f"variant is one of {', '.join(LAYERS)}, not {variant!r}")
-        super().__init__(LAYERS[variant], in_channels, dims, scale)
+    if variant not in LAYERS:
+        raise ValueError(f"variant is one of {', '.join(LAYERS)}, not {variant!r}")
+    return ConvolutionChain(LAYERS[variant], in_channels=in_channels, dims=dims, scale=scale)

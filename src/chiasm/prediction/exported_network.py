@@ -77,9 +77,9 @@ class ExportedMember(nn.Module):
         self.channels, self.multiple, self.is_mirrored = source_channels(plan), networks.multiple, is_mirrored
         alone = frozen._replace(local_discriminator=None) if is_mirrored and refiner is None else frozen
         self.chain = Chain(alone, channels=self.channels, conditional=conditional)
-        is_assessed_after = is_mirrored and local_discriminator is not None
-        assessment = Assessment(frozen, channels=self.channels, conditional=conditional)
-        self.assessment = assessment if is_assessed_after else None
+        self.assessment: Assessment | None = None  # of the mean of two images
+        if is_mirrored and local_discriminator is not None:
+            self.assessment = Assessment(frozen, channels=self.channels, conditional=conditional)
         unit = target_unit_of(plan, first.plan)
         self.image = PiecewiseLinear(unit.reference.normalised, unit.reference.values)
         self.range = plan.target_range if plan.target_unit == "HU" else None

@@ -145,23 +145,14 @@ class Chain(nn.Module):
         middle = masks.shape[1] // 2
         valid = masks[:, middle : middle + 1]
         masked = prediction * valid
-        logits = self._assess(source, masked)
+        logits = _logits_of(self.local_discriminator, source, masked, self.conditional)
         if self.refiner is not None:
             prediction = refine(self.refiner, source, masked, logits.structured, valid)
-            logits = self._assess(source, prediction)
-        return torch.cat([prediction, self._listed(logits)], dim=1)
-
-    def _listed(self, logits: LocalLogits) -> Tensor:
-        heads = [logits.magnitude, logits.structured, logits.realness]
-        return torch.cat(heads, dim=1) if self.difficulties else logits.magnitude
-
-    def _assess(self, source: Tensor, image: Tensor) -> LocalLogits:
-        assert self.local_discriminator is not None
-        logits: LocalLogits = self.local_discriminator(torch.cat([source, image], dim=1) if self.conditional else image)
-        return logits
+            logits = _logits_of(self.local_discriminator, source, prediction, self.conditional)
+        return torch.cat([prediction, _listed(logits, self.difficulties)], dim=1)
 
 
-class Assessment(Chain):
+class Assessment(nn.Module):
     """The local discriminator alone, for an image that was made before.
 
     Args:
@@ -170,11 +161,28 @@ class Assessment(Chain):
         conditional: Likewise.
     """
 
+    def __init__(self, networks: Networks, *, channels: int, conditional: bool) -> None:
+        super().__init__()
+        assert networks.local_discriminator is not None
+        self.local_discriminator = networks.local_discriminator
+        self.channels, self.conditional, self.difficulties = channels, conditional, networks.difficulties
+
     def forward(self, stack: Tensor) -> Tensor:
         """Map source and image, zero outside the mask, (N, channels + slices, *S), to the logits of `Chain`."""
         source, images = stack[:, : self.channels], stack[:, self.channels :]
         middle = images.shape[1] // 2
-        return self._listed(self._assess(source, images[:, middle : middle + 1]))
+        shown = images[:, middle : middle + 1]
+        return _listed(_logits_of(self.local_discriminator, source, shown, self.conditional), self.difficulties)
+
+
+def _logits_of(local_discriminator: nn.Module, source: Tensor, image: Tensor, conditional: bool) -> LocalLogits:
+    logits: LocalLogits = local_discriminator(torch.cat([source, image], dim=1) if conditional else image)
+    return logits
+
+
+def _listed(logits: LocalLogits, difficulties: bool) -> Tensor:
+    heads = [logits.magnitude, logits.structured, logits.realness]
+    return torch.cat(heads, dim=1) if difficulties else logits.magnitude
 
 
 def _runner(
