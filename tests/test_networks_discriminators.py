@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 
 
-def make_local(dims: int = 2, widths: tuple[int, ...] = (4, 6, 8), **options: bool) -> LocalDiscriminator:
+def make_local(dims: int = 2, widths: tuple[int, ...] = (4, 6, 8), **options: int) -> LocalDiscriminator:
     torch.manual_seed(0)
     return LocalDiscriminator(in_channels=2, widths=widths, dims=dims, **options)  # type: ignore[arg-type]
 
@@ -83,9 +83,13 @@ def test_the_power_iteration_stands_still_in_evaluation() -> None:
     assert any(not torch.equal(value, before[name]) for name, value in network.state_dict().items() if "_u" in name)
 
 
-@pytest.mark.parametrize(("dims", "widths"), [(2, (2, 2, 2)), (2, (2, 2, 2, 2)), (3, (2, 2, 2))])
-def test_every_voxel_is_assessed_by_forty_around_it_and_gradients_agree(dims: int, widths: tuple[int, ...]) -> None:
-    network = make_local(dims, widths, spectral_norm=False).double().eval()
+@pytest.mark.parametrize(
+    ("dims", "widths", "fold"), [(2, (2, 2, 2), 1), (2, (2, 2, 2, 2), 1), (3, (2, 2, 2), 1), (2, (2, 2, 2), 2)]
+)
+def test_every_voxel_is_assessed_by_forty_around_it_and_gradients_agree(
+    dims: int, widths: tuple[int, ...], fold: int
+) -> None:
+    network = make_local(dims, widths, spectral_norm=False, fold=fold).double().eval()
     for part in convolutions(network).values():
         part.weight.data.abs_()  # type: ignore[union-attr,operator]
     field, multiple = network.receptive_field, network.size_multiple
@@ -118,9 +122,10 @@ def test_samples_do_not_influence_one_another(dims: int) -> None:
         )
 
 
-def test_the_three_heads_learn_three_things() -> None:
+@pytest.mark.parametrize("fold", [1, 2])
+def test_the_three_heads_learn_three_things_voxel_by_voxel(fold: int) -> None:
     torch.manual_seed(0)
-    network = make_local()
+    network = make_local(widths=(4 * fold**2, 6 * fold, 8), fold=fold)
     images = torch.randn(4, 2, 16, 16)
     wanted = [images[:, :1] > 0, images[:, 1:] > 0, images.sum(1, keepdim=True) > 0]
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -165,6 +170,8 @@ def test_what_cannot_be_assessed_is_refused() -> None:
         make_local(2, (4, 6))
     with pytest.raises(ValueError, match="multiples of 4"):
         make_local()(torch.zeros(1, 2, 16, 18))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        make_local(fold=2)(torch.zeros(1, 2, 16, 20))
     with pytest.raises(ValueError, match="at least 8"):
         make_global()(torch.zeros(1, 2, 16, 7))
     for mean, sd in (([0.0], [1.0]), ([0.0, 0.0], [1.0, 0.0]), ([0.0, float("nan")], [1.0, 1.0])):

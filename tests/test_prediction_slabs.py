@@ -41,7 +41,7 @@ def generator(fold: int = 1, skip: str = "none", channels: int = 1) -> nn.Module
 
 def chain(fold: int = 1, skip: str = "none", refined: bool = False) -> tuple[nn.Module, Networks]:
     """Return generator, local discriminator and perhaps refiner, as `predict` runs them."""
-    local = lively(LocalDiscriminator(in_channels=2, widths=[4, 4, 8], dims=3))
+    local = lively(LocalDiscriminator(in_channels=2, widths=[4, 4, 8], dims=3, fold=fold))  # type: ignore[arg-type]
     networks = Networks(generator(fold, skip), local, generator(channels=3) if refined else None)
     frozen = networks._replace(
         generator=freeze_for_inference(networks.generator),

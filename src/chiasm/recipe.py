@@ -188,6 +188,7 @@ class Discriminators(Section):
 
     global_widths: Widths = (16, 32, 64, 64)
     local_widths: Annotated[Widths, Field(min_length=3)] = (8, 16, 32, 64)
+    local_fold: Literal[1, 2] = 1  # voxels an axis that become channels before the local one's first convolution
     spectral_norm: bool = True  # of the local one
     global_network: str = "chiasm"
     scale: Annotated[float, Field(gt=0, le=4)] = 0.25  # of a published discriminator's channels
@@ -195,6 +196,11 @@ class Discriminators(Section):
     global_spectral_norm: bool = False  # of this project's own global one
     second_global: bool = False  # in place of the local one's adversarial term (control C5)
     confidence: bool = False  # the local one learns to expect the error, where nothing else asks for it
+
+    @property
+    def local_multiple(self) -> int:
+        """The sides of what the local one assesses are multiples of this."""
+        return self.local_fold << len(self.local_widths) - 1
 
 
 class Loss(Section):

@@ -54,6 +54,8 @@ OWN_SIZES: Mapping[str, Changes] = {
         "generator.fold": 2,
         "generator.widths": (24, 48, 96, 192),
         "generator.average": "flip",
+        "discriminators.local_fold": 2,
+        "discriminators.local_widths": (16, 32, 64),
         "optimiser.generator_rate": 1e-3,
         "training.class_share": "auto",
         "training.painted_share": "auto",

@@ -21,7 +21,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm as spectrally_normalised
 
-from chiasm.networks.generator import CONVOLUTION, Dims, Layer, check_sizes, join_channels, reach, upsample
+from chiasm.networks.generator import (
+    CONVOLUTION,
+    Dims,
+    Fold,
+    Layer,
+    check_sizes,
+    fold_voxels,
+    join_channels,
+    reach,
+    unfold_voxels,
+    upsample,
+)
 
 SLOPE = 0.2
 
@@ -125,6 +136,7 @@ class LocalDiscriminator(nn.Module):
             voxel is assessed by 40 or more along each axis.
         dims: Spatial axes of a convolution, 2 or 3.
         spectral_norm: Whether the trunk is spectrally normalised.
+        fold: Voxels of an axis that become channels before the first convolution, as in the generator: 1 or 2.
 
     Attributes:
         standardise: See `Standardise.set_input_statistics`.
@@ -135,23 +147,25 @@ class LocalDiscriminator(nn.Module):
         ValueError: If there are fewer than three widths.
     """
 
-    def __init__(self, *, in_channels: int, widths: Sequence[int], dims: Dims, spectral_norm: bool = True) -> None:
+    def __init__(
+        self, *, in_channels: int, widths: Sequence[int], dims: Dims, spectral_norm: bool = True, fold: Fold = 1
+    ) -> None:
         super().__init__()
         if len(widths) < 3:
             raise ValueError(f"the local discriminator needs at least three widths, not {tuple(widths)}")
-        self.dims, self.size_multiple = dims, 2 ** (len(widths) - 1)
+        self.dims, self.fold, self.size_multiple = dims, fold, fold * 2 ** (len(widths) - 1)
         levels = list(pairwise(widths))
 
         def convolution(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> nn.Module:
             return _convolution(inputs, outputs, size, dims=dims, stride=stride, spectral_norm=spectral_norm)
 
         self.standardise = Standardise(in_channels)
-        self.stem = convolution(in_channels, widths[0])
+        self.stem = convolution(in_channels * fold**dims, widths[0])
         self.downs = nn.ModuleList(convolution(a, b, stride=2) for a, b in levels)
         self.deep = nn.ModuleList(convolution(widths[-1], widths[-1]) for _ in range(2))
         self.narrows = nn.ModuleList(convolution(b, a, 1) for a, b in reversed(levels))
         self.joins = nn.ModuleList(convolution(2 * a, a) for a, _ in reversed(levels))
-        self.heads = CONVOLUTION[dims](widths[0], len(LocalLogits._fields), 1)
+        self.heads = CONVOLUTION[dims](widths[0], len(LocalLogits._fields) * fold**dims, 1)
 
     @property
     def receptive_field(self) -> int:
@@ -160,7 +174,8 @@ class LocalDiscriminator(nn.Module):
         up: list[Layer] = ["up", "convolution"]
         deep: list[Layer] = ["convolution"]
         depth = len(self.downs)
-        return reach(["convolution", *down * depth, *deep * len(self.deep), *up * depth], self.size_multiple)
+        inside: list[Layer] = ["convolution", *down * depth, *deep * len(self.deep), *up * depth]
+        return reach(inside if self.fold == 1 else ["fold", *inside, "unfold"], self.size_multiple)
 
     def forward(self, images: Tensor) -> LocalLogits:
         """Map source and image, (N, in_channels, *S), to logits for every voxel, each (N, 1, *S).
@@ -169,7 +184,7 @@ class LocalDiscriminator(nn.Module):
             ValueError: If the sizes are not multiples of `size_multiple`.
         """
         check_sizes(images.shape[2:], self.dims, self.size_multiple)
-        features = _activated(self.stem, self.standardise(images))
+        features = _activated(self.stem, fold_voxels(self.standardise(images), self.fold))
         fine = []
         for down in self.downs:
             fine.append(features)
@@ -178,7 +193,8 @@ class LocalDiscriminator(nn.Module):
             features = _activated(convolution, features)
         for narrow, join in zip(self.narrows, self.joins):
             features = _activated(join, join_channels(upsample(narrow(features)), fine.pop()))
-        return LocalLogits(*self.heads(features).to(images.dtype).split(1, dim=1))
+        logits: Tensor = unfold_voxels(self.heads(features), self.fold).to(images.dtype)
+        return LocalLogits(*logits.split(1, dim=1))  # type: ignore[no-untyped-call]
 
 
 def _convolution(inputs: int, outputs: int, size: int, *, dims: Dims, stride: int, spectral_norm: bool) -> nn.Module:

@@ -31,6 +31,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 Dims = Literal[2, 3]
 Norm = Literal["batch", "none"]
+Fold = Literal[1, 2]
 Layer = Literal["convolution", "down", "up", "fold", "unfold"]
 
 #: Points of the look-up table behind the "lookup" skip.
@@ -301,7 +302,7 @@ class ResidualGenerator(nn.Module):
         norm: Norm = "batch",
         skip: Skip = NO_SKIP,
         dropout: float = 0.0,
-        fold: Literal[1, 2] = 1,
+        fold: Fold = 1,
     ) -> None:
         super().__init__()
         if dims not in (2, 3) or norm not in ("batch", "none") or skip.kind not in ("none", "source", "lookup"):

@@ -22,7 +22,7 @@ from chiasm.errors import RecipeError, RunError
 from chiasm.networks.catalogue import OWN, check_contract, make_network
 from chiasm.networks.discriminators import LocalDiscriminator
 from chiasm.networks.foreign import is_own_class
-from chiasm.networks.generator import KNOTS, ResidualGenerator, Skip
+from chiasm.networks.generator import KNOTS, Dims, ResidualGenerator, Skip
 from chiasm.networks.shapes import Shapes, shapes_of, without_memory
 from chiasm.prediction.calibration import Calibration, read_calibration, write_calibration
 from chiasm.prediction.model_files import (
@@ -37,7 +37,7 @@ from chiasm.prediction.model_files import (
     read_card,
 )
 from chiasm.preparation.plan import Plan, read_plan, write_plan
-from chiasm.recipe import Recipe, read_recipe, write_recipe
+from chiasm.recipe import Discriminators, Recipe, read_recipe, write_recipe
 from chiasm.storage import copy_file, whole_file, whole_folder, write_toml
 
 
@@ -129,19 +129,30 @@ def _untaught_generator(recipe: Recipe, plan: Plan) -> nn.Module:
 
 def make_local_discriminator(recipe: Recipe, plan: Plan) -> LocalDiscriminator:
     """Build the local discriminator of a recipe; an unconditional one sees only the image."""
-    discriminator = _untaught_discriminator(recipe, plan, spectral_norm=recipe.discriminators.spectral_norm)
+    settings = recipe.discriminators
     mean, sd = input_statistics(plan)
-    if not recipe.discriminators.conditional:
+    discriminator = untaught_local(settings, len(mean), plan.dims, spectral_norm=settings.spectral_norm)
+    if not settings.conditional:
         mean, sd = mean[-1:], sd[-1:]
     discriminator.standardise.set_input_statistics(mean, sd)
     return discriminator
 
 
-def _untaught_discriminator(recipe: Recipe, plan: Plan, *, spectral_norm: bool) -> LocalDiscriminator:
-    settings = recipe.discriminators
-    channels = source_channels(plan) + 1 if settings.conditional else 1
+def untaught_local(settings: Discriminators, channels: int, dims: Dims, *, spectral_norm: bool) -> LocalDiscriminator:
+    """Build a local discriminator that knows nothing of the images.
+
+    Args:
+        settings: Of the recipe.
+        channels: Of source and image together; an unconditional one sees only the last.
+        dims: Spatial axes of a convolution.
+        spectral_norm: Whether its trunk is spectrally normalised; one that only takes weights is set up faster without.
+    """
     return LocalDiscriminator(
-        in_channels=channels, widths=settings.local_widths, dims=plan.dims, spectral_norm=spectral_norm
+        in_channels=channels if settings.conditional else 1,
+        widths=settings.local_widths,
+        dims=dims,
+        spectral_norm=spectral_norm,
+        fold=settings.local_fold,
     )
 
 
@@ -331,11 +342,12 @@ def _compare_shapes(expected: Shapes, found: Shapes) -> None:
 
 
 def _untaught_model(recipe: Recipe, plan: Plan, *, with_discriminator: bool) -> Model:
+    seen = source_channels(plan) + 1
     return Model(
         recipe,
         plan,
         _untaught_generator(recipe, plan),
-        _untaught_discriminator(recipe, plan, spectral_norm=False) if with_discriminator else None,  # slow to set up
+        untaught_local(recipe.discriminators, seen, plan.dims, spectral_norm=False) if with_discriminator else None,
         0.0,
         refiner=make_refiner(recipe, plan) if recipe.generator.refiner else None,
         earlier=tuple(_untaught_generator(recipe, one) for one in _earlier_plans(recipe, plan)),

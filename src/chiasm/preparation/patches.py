@@ -88,9 +88,8 @@ def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:
     """Return the power of 2 by which the recipe's own networks divide a patch."""
     discriminators = recipe.discriminators
     generator = len(recipe.generator.widths) - 1 + (recipe.generator.fold == 2) if needs.own else 0
-    shaped = (recipe.generator.refiner, discriminators.local_widths)  # like a U
-    halvings = max(generator, *(len(widths) - 1 for widths in shaped), len(discriminators.global_widths))
-    return 1 << halvings
+    halvings = max(generator, len(recipe.generator.refiner) - 1, len(discriminators.global_widths))
+    return max(1 << halvings, discriminators.local_multiple)
 
 
 def _check_patch(asked: int, dims: int, needs: PatchNeeds, hint: str | None) -> None:

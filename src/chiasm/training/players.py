@@ -20,7 +20,13 @@ from chiasm.networks.foreign import is_own_class
 from chiasm.networks.generator import Dims, ResidualGenerator
 from chiasm.networks.shapes import has_shapes_alone, without_memory
 from chiasm.prediction.baselines import NAMES
-from chiasm.prediction.model import input_statistics, make_generator, make_local_discriminator, make_refiner
+from chiasm.prediction.model import (
+    input_statistics,
+    make_generator,
+    make_local_discriminator,
+    make_refiner,
+    untaught_local,
+)
 from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import LEAST_PATCH, Recipe
@@ -219,7 +225,7 @@ def patch_needs(recipe: Recipe) -> PatchNeeds | None:
                     discriminators.global_network, in_channels=2, dims=dims, scale=discriminators.scale
                 )
             assessed = int(critic.smallest)  # type: ignore[arg-type]
-    local = 2 ** (len(discriminators.local_widths) - 1) if needs_local_discriminator(recipe) else 1
+    local = discriminators.local_multiple if needs_local_discriminator(recipe) else 1
     if settings.network == OWN:
         return None if discriminators.global_network == OWN else PatchNeeds(1, assessed, own=True)
     with nullcontext() if is_own_class(settings.network) else without_memory(), torch.random.fork_rng(devices=[]):
@@ -350,10 +356,7 @@ def _count_discriminators(recipe: Recipe) -> int:
         if settings.second_global and recipe.loss.local_weight > 0:
             count += _count(_untaught_global(recipe, channels, dims))
         if needs_local_discriminator(recipe):
-            seen = channels if settings.conditional else 1
-            count += _count(
-                LocalDiscriminator(in_channels=seen, widths=settings.local_widths, dims=dims, spectral_norm=False)
-            )
+            count += _count(untaught_local(settings, channels, dims, spectral_norm=False))
     return count
 
 
