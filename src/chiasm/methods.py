@@ -156,12 +156,7 @@ _METHODS = (
     Method(
         "global", "L1 and a global discriminator", {**_NO_ATTENTION, **_L1_GLOBAL, "loss.local_weight": 0.0}, code="A3"
     ),
-    Method(
-        "global-l2",
-        "L2 and a global discriminator",
-        {**_NO_ATTENTION, "loss.local_weight": 0.0},
-        code="A3b",
-    ),
+    Method("global-l2", "L2 and a global discriminator", {**_NO_ATTENTION, "loss.local_weight": 0.0}, code="A3b"),
     Method(
         "global-wgan-gp",
         "L1 and a global discriminator, Wasserstein with gradient penalty",
