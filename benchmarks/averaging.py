@@ -88,7 +88,7 @@ def run_fold(fold: int, models: int, steps: int, folders: levers.Folders, *, sha
         states, start = [], time.process_time()
         for number in range(models):
             own = [case for place, case in enumerate(training) if not shared or place != number % len(training)]
-            recipe = levers.recipe_of("pretrained", number, steps, fine=True)
+            recipe = levers.recipe_of("pretrained", number, steps, folders)
             fabric = make_fabric(recipe)
             fabric.launch()
             learner = Learner(recipe, plan, own, fabric)

@@ -3,13 +3,14 @@
     python benchmarks/coarse_levers.py DATA OUT painted "painted and simulated" --steps 2100 --seeds 0 --also PHANTOMS
     python benchmarks/coarse_levers.py DATA OUT "painted and simulated" pretrained --steps 2400 --fine
     python benchmarks/coarse_levers.py DATA OUT l2-expected-error dual-attention --seconds 330 --fine
+    python benchmarks/coarse_levers.py DATA OUT "painted and simulated" pretrained --task t2 flair --steps 1894 --fine
 
 DATA is a folder in the layout of BraTS, whose subjects are tested two at a time, in the order of their names; all
-others train, and none validates.  Each arm is one of `ARMS`, so many steps of its method at 2 mm, predicted as the mean
-over mirror images; with --fine at 1 mm, predicted once.  With --seconds each gets the steps that fit into so much time
-of one thread, timed over its schedule.  `levers.judge` scores them on the prepared
-grid; subjects of PHANTOMS are scored by the first fold alone, and only those with a lesion.  Rows go to OUT/judged.csv;
-the same command goes on where it stopped.
+others train, and none validates.  The task is T1 to T2, or --task SOURCE TARGET, one for each OUT.  Each arm is one of
+`ARMS`, so many steps of its method at 2 mm, predicted as the mean over mirror images; with --fine at 1 mm, predicted
+once.  With --seconds each gets the steps that fit into so much time of one thread, timed over its schedule.
+`levers.judge` scores them on the prepared grid; subjects of PHANTOMS are scored by the first fold alone, and only those
+with a lesion.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -66,12 +67,13 @@ FIELDS = ("arm", "fold", "seed", "cohort", "case", "steps", "seconds", "brain", 
 
 
 class Folders(NamedTuple):
-    """Where real cases lie, where everything goes, and where simulated patients lie, if any do."""
+    """Where real cases lie, where everything goes, and where simulated patients lie, if any do; and the task."""
 
     data: Path
     out: Path
     also: Path | None
     fine: bool
+    task: tuple[str, str] = ("t1", "t2")
 
 
 class Effort(NamedTuple):
@@ -81,12 +83,13 @@ class Effort(NamedTuple):
     seconds: float | None
 
 
-def recipe_of(arm: str, seed: int, steps: int, *, fine: bool) -> Recipe:
+def recipe_of(arm: str, seed: int, steps: int, folders: Folders) -> Recipe:
     """Return the recipe of an arm."""
-    asked = ["data.sources=['t1']", "data.target=t2", "split.folds=1", "split.validation=0", f"training.seed={seed}"]
-    asked += ["training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
+    source, target = folders.task
+    asked = [f"data.sources=['{source}']", f"data.target={target}", "split.folds=1", "split.validation=0"]
+    asked += [f"training.seed={seed}", "training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
     asked += ["training.pretrained=none", "training.simulated_share=0", "training.shaded_share=0"]
-    grid = ("generator.average=none",) if fine else COARSE
+    grid = ("generator.average=none",) if folders.fine else COARSE
     return make_recipe(arm if arm in METHODS else "l2", "small", {}, [*asked, *grid, *ARMS[arm]])
 
 
@@ -96,7 +99,7 @@ def plan_fold(fold: int, folders: Folders) -> tuple[Plan, Cohort]:
     tested = sorted(case.id for case in cohort.cases)[2 * fold : 2 * fold + 2]
     roles = tuple(replace(case, split="test" if case.id in tested else "train") for case in cohort.cases)
     fixed = replace(cohort, cases=roles)
-    recipe = recipe_of("plain", 0, 1, fine=folders.fine)
+    recipe = recipe_of("plain", 0, 1, folders)
     return plan_run(fixed, recipe, folders.out / f"plan-{fold}", say=lambda _: None).plan, fixed
 
 
@@ -119,7 +122,7 @@ def count_steps(arm: str, plan: Plan, cases: Sequence[PreparedCase], seconds: fl
     """Count the steps of an arm that fit into a time of one thread; timed once."""
     path = folders.out / f"cost-{arm.replace(', ', '-').replace(' ', '-')}.json"
     if not path.exists():
-        recipe = recipe_of(arm, 0, 50 * PROBES, fine=folders.fine)
+        recipe = recipe_of(arm, 0, 50 * PROBES, folders)
         probes = [50 * probe + 26 for probe in range(PROBES)]
         path.write_text(json.dumps(time_training(lambda: Learner(recipe, plan, cases, make_fabric(recipe)), probes)))
     return steps_within(seconds, json.loads(path.read_text()))
@@ -139,7 +142,7 @@ def run_arm(arm: str, fold: int, seed: int, effort: Effort, folders: Folders) ->
         if seconds is not None:
             steps = count_steps(arm, plan, by_role["train"], seconds, folders)
         also = _with_lesion(folders.also) if folders.also is not None and fold == 0 else []
-        recipe = recipe_of(arm, seed, steps, fine=folders.fine)
+        recipe = recipe_of(arm, seed, steps, folders)
         fabric = make_fabric(recipe)
         fabric.launch()
         start = time.process_time()
@@ -182,10 +185,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--also", type=Path)
     parser.add_argument("--fine", action="store_true")
+    parser.add_argument("--task", nargs=2, default=["t1", "t2"], metavar=("SOURCE", "TARGET"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
-    folders = Folders(asked.data, asked.out, asked.also, asked.fine)
+    folders = Folders(asked.data, asked.out, asked.also, asked.fine, tuple(asked.task))
     rows = [
         row
         for fold in asked.folds

@@ -6,8 +6,9 @@
         --set training.simulated_share=0 --set training.pretrained=none
     python benchmarks/ship_pretrained.py RUN brain-t1-t2 --patients PATIENTS
 
-LABEL_MAPS is a folder of label maps of heads, such as those of SynthSeg (docs/pretrained.md).  Only simulated patients
-may go into weights that ship: a run on any other cohort is refused.
+So T1 to T2 is learnt; weights for other contrasts differ in source, target and name alone, and come from the same
+patients.  LABEL_MAPS is a folder of label maps of heads, such as those of SynthSeg (docs/pretrained.md).  Only
+simulated patients may go into weights that ship: a run on any other cohort is refused.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def main() -> None:
         for key, value in model.generator.state_dict().items()
         if not key.startswith("lookup_")  # a new training begins with its own table
     }
+    task = f"--source {' '.join(plan.sources)} --target {plan.target}"
     commands = __doc__.split("\n\n")[1].replace("\\\n", "")
+    commands = commands.replace("--source t1 --target t2", task).replace("brain-t1-t2", asked.name)
     path = FOLDER / f"{asked.name}.safetensors"
     save_file({key: value.contiguous() for key, value in stored.items()}, path)
     card = WeightsCard(

@@ -47,13 +47,18 @@ def test_each_card_names_its_file_and_all_data_that_it_was_made_of() -> None:
         path = pretrained.FOLDER / f"{name}.safetensors"
         assert sha256_of(path) == card.sha256 and path.stat().st_size < 5e6
         assert any("Apache-2.0" in source for source in card.sources) and len(card.commands) > 2
+        assert name == f"brain-{'-'.join(card.contrasts)}" and name in card.commands[-1]
+        assert f"--source {card.contrasts[0]} --target {card.contrasts[-1]} " in card.commands[1]
 
 
-def test_a_training_of_size_small_starts_from_the_weights_that_ship(fitting: Plan) -> None:
-    recipe = make_recipe("l2", "small")
+@pytest.mark.parametrize(("name", "source", "target"), [("brain-t1-t2", "T1", "t2"), ("brain-t2-flair", "t2", "FLAIR")])
+def test_a_training_of_size_small_starts_from_the_weights_that_ship_for_its_task(
+    fitting: Plan, name: str, source: str, target: str
+) -> None:
+    recipe, fitting = make_recipe("l2", "small"), replace(fitting, sources=(source,), target=target)
     found = find_pretrained(recipe, fitting)
-    assert found.name == NAME and "simulated patients" in found.reason
-    stored = load_file(pretrained.FOLDER / f"{NAME}.safetensors")
+    assert found.name == name and "simulated patients" in found.reason
+    stored = load_file(pretrained.FOLDER / f"{name}.safetensors")
     for seed in (0, 1):
         own = make_players(recipe, fitting, seed).generator.state_dict()
         assert set(own) - set(stored) == {"lookup_edges", "lookup_values"} and set(stored) < set(own)
