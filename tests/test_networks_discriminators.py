@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from chiasm.methods import make_recipe
 from chiasm.networks.discriminators import GlobalDiscriminator, LocalDiscriminator
 
 
@@ -106,6 +107,13 @@ def test_every_voxel_is_assessed_by_forty_around_it_and_gradients_agree(
     assert farthest == field
 
 
+@pytest.mark.parametrize("fold", [1, 2])
+def test_the_recipe_knows_the_sides_that_a_local_discriminator_takes(fold: int) -> None:
+    settings = make_recipe("A7", "tiny", {"discriminators.local_fold": fold}).discriminators
+    network = make_local(widths=settings.local_widths, fold=fold)
+    assert settings.local_multiple == network.size_multiple == 4 * fold
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_samples_do_not_influence_one_another(dims: int) -> None:
     images = torch.randn(3, 2, *[16] * dims)
@@ -172,6 +180,8 @@ def test_what_cannot_be_assessed_is_refused() -> None:
         make_local()(torch.zeros(1, 2, 16, 18))
     with pytest.raises(ValueError, match="multiples of 8"):
         make_local(fold=2)(torch.zeros(1, 2, 16, 20))
+    with pytest.raises(ValueError, match="a fold of 1 or 2"):
+        make_local(fold=3)
     with pytest.raises(ValueError, match="at least 8"):
         make_global()(torch.zeros(1, 2, 16, 7))
     for mean, sd in (([0.0], [1.0]), ([0.0, 0.0], [1.0, 0.0]), ([0.0, float("nan")], [1.0, 1.0])):

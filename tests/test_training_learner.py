@@ -156,6 +156,22 @@ def test_a_network_that_only_expects_the_error_changes_nothing_of_the_generator(
     assert maps.raw_error is not None and maps.raw_error[np.asarray(prepared[1][0].mask)].std() > 0
 
 
+@pytest.mark.parametrize(
+    ("method", "local", "other"),
+    [("l2-expected-error", 3.0, None), ("A7", 1.0, 1.0), ("global-l2", 3.0, 1.0)],
+)
+def test_a_network_that_only_expects_the_error_learns_at_three_times_the_rate_and_others_do_not(
+    method: str, local: float, other: float | None, prepared: tuple[Plan, list[PreparedCase]]
+) -> None:
+    changes = {"optimiser.discriminator_rate": 1.0, "schedule.steps": 40, "discriminators.confidence": True}
+    one = learner(prepared, recipe(method, changes)).trainables
+    for step, share in ((0, 1.0), (20, 0.505), (40, 0.01)):
+        one.set_rates(step)
+        found = {name: optimiser.param_groups[0]["lr"] for name, optimiser in one.optimisers.items()}
+        assert found["local_discriminator"] == pytest.approx(local * share)
+        assert found.get("global_discriminator") == (other if other is None else pytest.approx(other * share))
+
+
 @pytest.mark.parametrize("method", ["l1", "unet", "global-l2"])
 def test_any_method_can_have_an_expected_error_beside_it(
     method: str, prepared: tuple[Plan, list[PreparedCase]]

@@ -119,7 +119,6 @@ _EXPECTING: Changes = {
     "discriminators.confidence": True,
     "schedule.generator_alone": 0.7,
     "schedule.discriminators_alone": 0.0,
-    "optimiser.discriminator_rate": 3e-3,
     "attention.magnitude_mm": 1.0,
 }
 #: As the paper has it: nothing of this project's own, so no gate either.

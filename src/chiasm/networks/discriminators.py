@@ -144,15 +144,15 @@ class LocalDiscriminator(nn.Module):
         receptive_field: Voxels seen on each side of the one that is assessed.
 
     Raises:
-        ValueError: If there are fewer than three widths.
+        ValueError: If there are fewer than three widths, or `fold` is neither 1 nor 2.
     """
 
     def __init__(
         self, *, in_channels: int, widths: Sequence[int], dims: Dims, spectral_norm: bool = True, fold: Fold = 1
     ) -> None:
         super().__init__()
-        if len(widths) < 3:
-            raise ValueError(f"the local discriminator needs at least three widths, not {tuple(widths)}")
+        if len(widths) < 3 or fold not in (1, 2):
+            raise ValueError(f"it needs at least three widths and a fold of 1 or 2, not {tuple(widths)} and {fold}")
         self.dims, self.fold, self.size_multiple = dims, fold, fold * 2 ** (len(widths) - 1)
         levels = list(pairwise(widths))
 

@@ -307,6 +307,8 @@ class ResidualGenerator(nn.Module):
         super().__init__()
         if dims not in (2, 3) or norm not in ("batch", "none") or skip.kind not in ("none", "source", "lookup"):
             raise ValueError(f"dims is 2 or 3, norm batch or none, skip none, source or lookup: {dims}, {norm}, {skip}")
+        if fold not in (1, 2):
+            raise ValueError(f"fold is 1 or 2, not {fold}")
         _check_numbers(in_channels, widths, skip.channel, dropout)
         self.in_channels, self.dims, self.skip = in_channels, dims, skip
         self.fold = fold

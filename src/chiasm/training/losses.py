@@ -319,7 +319,7 @@ def soft_target_magnitude(error: Tensor, mask: Tensor, scale: Tensor | float, si
         error: ``e = y^ - y``, shape (N, 1, *spatial); detached here.
         mask: Valid voxels, bool, same shape.
         scale: ``s``, one number, see `attention.update_error_scale`; same unit as `error`.
-        sigma_voxels: Of ``g1`` (2 mm), one for each spatial axis, in voxels.
+        sigma_voxels: Of ``g1`` (2 mm, or what the recipe says), one for each spatial axis, in voxels.
 
     Returns:
         In (0, 1], 1 where the error is 0; same shape, without gradient.

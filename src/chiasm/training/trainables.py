@@ -18,11 +18,13 @@ from chiasm.prediction.model import Model
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Recipe
 from chiasm.training import ranks
-from chiasm.training.players import Players, make_players
+from chiasm.training.players import Players, make_players, only_expects_error
 from chiasm.training.shared_layers import share_layers
 from chiasm.training.small_grids import keep_small_grids_exact
 
 DISCRIMINATORS = ("global_discriminator", "second_discriminator", "local_discriminator")
+#: Times the discriminators' rate, for a local one that only expects the error: it joins late, when rates are low.
+EXPECTING_RATE = 3.0
 
 
 class Trainables:
@@ -153,6 +155,8 @@ class Trainables:
         rates = self.recipe.optimiser
         for name, optimiser in self.optimisers.items():
             rate = rates.discriminator_rate if name in DISCRIMINATORS else rates.generator_rate
+            if name == "local_discriminator" and only_expects_error(self.recipe):
+                rate *= EXPECTING_RATE
             for group in optimiser.param_groups:
                 group["lr"] = rate * share
 
