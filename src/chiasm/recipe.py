@@ -182,6 +182,11 @@ class Generator(Section):
     inner_folds: Annotated[int, Field(ge=2, le=10)] = 2  # of the training subjects, for out-of-fold contexts
     average: Average = "none"  # flip: the mean of a prediction and of that of the source with left and right changed
 
+    @property
+    def own_multiple(self) -> int:
+        """The sides of what this project's own network takes are multiples of this."""
+        return self.fold << len(self.widths) - 1
+
 
 class Discriminators(Section):
     """The two discriminators; a loss weight of 0 switches one's adversarial term off."""

@@ -174,8 +174,8 @@ class LocalDiscriminator(nn.Module):
         up: list[Layer] = ["up", "convolution"]
         deep: list[Layer] = ["convolution"]
         depth = len(self.downs)
-        inside: list[Layer] = ["convolution", *down * depth, *deep * len(self.deep), *up * depth]
-        return reach(inside if self.fold == 1 else ["fold", *inside, "unfold"], self.size_multiple)
+        path: list[Layer] = ["convolution", *down * depth, *deep * len(self.deep), *up * depth]
+        return reach(path, self.size_multiple, self.fold)
 
     def forward(self, images: Tensor) -> LocalLogits:
         """Map source and image, (N, in_channels, *S), to logits for every voxel, each (N, 1, *S).

@@ -85,7 +85,7 @@ class _Joined(torch.autograd.Function):
         return tuple(part.contiguous(memory_format=memory) for part in torch.split(gradient, ctx.channels, dim=1))
 
 
-def reach(path: Sequence[Layer], multiple: int) -> int:
+def reach(path: Sequence[Layer], multiple: int, fold: Fold = 1) -> int:
     """Return how far from an output voxel the farthest input voxel lies that it depends on.
 
     Walks back from the output, keeping the first and the last voxel needed: a
@@ -98,6 +98,7 @@ def reach(path: Sequence[Layer], multiple: int) -> int:
     Args:
         path: The layers of the deepest way through the network, input first.
         multiple: Voxels of the input to one of the coarsest grid.
+        fold: Of 2, the path is between a "fold" and an "unfold".
 
     Returns:
         Voxels on either side.
@@ -105,10 +106,10 @@ def reach(path: Sequence[Layer], multiple: int) -> int:
     >>> reach(["convolution", "convolution"], 1)
     2
     """
-    farthest = 0
+    farthest, layers = 0, path if fold == 1 else ("fold", *path, "unfold")
     for place in range(multiple):
         first = last = place
-        for layer in reversed(path):
+        for layer in reversed(layers):
             if layer == "convolution":
                 first, last = first - 1, last + 1
             else:
@@ -338,8 +339,7 @@ class ResidualGenerator(nn.Module):
         down: list[Layer] = ["down", "convolution"]
         up: list[Layer] = ["up", *block]
         depth = len(self.downs)
-        inside = [*block, *down * depth, *up * depth]
-        return reach(inside if self.fold == 1 else ["fold", *inside, "unfold"], self.size_multiple)
+        return reach([*block, *down * depth, *up * depth], self.size_multiple, self.fold)
 
     def set_lookup(self, x: Tensor, y: Tensor) -> None:
         """Set the table of the "lookup" skip: linear between knots, constant beyond the first and last.

@@ -87,9 +87,9 @@ def choose_patch(
 def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:
     """Return the power of 2 by which the recipe's own networks divide a patch."""
     discriminators = recipe.discriminators
-    generator = len(recipe.generator.widths) - 1 + (recipe.generator.fold == 2) if needs.own else 0
-    halvings = max(generator, len(recipe.generator.refiner) - 1, len(discriminators.global_widths))
-    return max(1 << halvings, discriminators.local_multiple)
+    generator = recipe.generator.own_multiple if needs.own else 1
+    halvings = max(len(recipe.generator.refiner) - 1, len(discriminators.global_widths))
+    return max(generator, discriminators.local_multiple, 1 << halvings)
 
 
 def _check_patch(asked: int, dims: int, needs: PatchNeeds, hint: str | None) -> None:
