@@ -5,6 +5,8 @@ python tests/rank_steps.py FOLDER DEVICES METHOD...
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from pathlib import Path
 
@@ -35,10 +37,16 @@ PLANS = {
 }
 
 
+def write_threads(folder: Path, devices: int) -> None:
+    """Write the names of this process's threads."""
+    names = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+    (folder / f"threads-{devices}-{os.environ.get('LOCAL_RANK', '0')}.txt").write_text("\n".join(names))
+
+
 def main(folder: Path, devices: int, methods: list[str]) -> None:
     """Write the gradients of the first step, the weights after all of them, and what the run knows then."""
     fabric = make_fabric(small(methods[0], {**CHANGES, "training.devices": devices}))
-    fabric.launch()
+    ranks.launch(fabric)
     for method in methods:
         asked = small(method, {**CHANGES, "training.devices": devices})
         one = Learner(asked, PLANS.get(method, plan_of()), [textured_case(seed) for seed in range(2)], fabric)
@@ -62,4 +70,5 @@ def main(folder: Path, devices: int, methods: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    atexit.register(write_threads, Path(sys.argv[1]), int(sys.argv[2]))  # the first registered is the last called
     main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -32,7 +32,8 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     for devices in ("1", "2"):
         command = [sys.executable, str(SCRIPT), str(folder), devices, *METHODS]
-        subprocess.run(command, check=True, timeout=240, env=environment(), capture_output=True)
+        run = subprocess.run(command, timeout=240, env=environment(), capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
     return folder
 
 
@@ -52,6 +53,11 @@ def test_two_processes_learn_what_one_does_at_the_same_batch(method: str, learnt
     assert first["values"] == pytest.approx(alone["values"], rel=1e-3)
     values = {name: value for name, value in alone["state"].items() if isinstance(value, float)}
     assert {name: first["state"][name] for name in values} == pytest.approx(values, rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_thread_of_gloo_outlives_the_training_and_aborts_its_process(rank: int, learnt: Path) -> None:
+    assert "gloo" not in (learnt / f"threads-2-{rank}.txt").read_text()
 
 
 def test_one_process_communicates_with_nobody() -> None:

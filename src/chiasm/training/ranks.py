@@ -6,14 +6,36 @@ shares differ by one at most.  With one process each function returns what it is
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, distributed
 
 Item = TypeVar("Item")
+
+
+def launch(fabric: Fabric) -> None:
+    """Start the processes of a training, which end their communication before the interpreter ends.
+
+    Threads of Gloo that still wait for the interpreter when it ends abort the process (SIGABRT).
+
+    Args:
+        fabric: Devices, not launched yet.
+    """
+    fabric.launch()
+    if _is_shared():
+        atexit.register(_part)
+
+
+def _part() -> None:
+    """End communication and its threads, once for all trainings of a script."""
+    _hosts.cache_clear()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def rank() -> int:

@@ -35,6 +35,7 @@ from chiasm.progress import StepProgress, in_lines
 from chiasm.recipe import Recipe
 from chiasm.storage import write_json
 from chiasm.times import timed
+from chiasm.training import ranks
 from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascade
 from chiasm.training.cost import estimate_cost
 from chiasm.training.finished import Run, find_finished, write_finished
@@ -154,7 +155,7 @@ def _parent_of(start: Path | Model | None, recipe: Recipe) -> Plan | None:
 def _open_session(recipe: Recipe, say: Say, progress: StepProgress | None, watcher: Watcher | None) -> Session:
     """Start the processes of a training; only the first one reports."""
     fabric = make_fabric(recipe)
-    fabric.launch()
+    ranks.launch(fabric)
     return Session(fabric, say, progress, watcher) if fabric.global_rank == 0 else Session(fabric, _silence)
 
 
