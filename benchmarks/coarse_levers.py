@@ -6,8 +6,8 @@
     python benchmarks/coarse_levers.py DATA OUT "painted and simulated" pretrained --task t2 flair --steps 1894 --fine
 
 DATA is a folder in the layout of BraTS, whose subjects are tested two at a time, in the order of their names; all
-others train, and none validates.  The task is T1 to T2, or --task SOURCE TARGET, one for each OUT.  Each arm is one of
-`ARMS`, so many steps of its method at 2 mm, predicted as the mean over mirror images; with --fine at 1 mm, predicted
+others train, and none validates.  The task is T1 to T2, or --task SOURCE... TARGET, one for each OUT.  Each arm is one
+of `ARMS`, so many steps of its method at 2 mm, predicted as the mean over mirror images; with --fine at 1 mm, predicted
 once.  With --seconds each gets the steps that fit into so much time of one thread, timed over its schedule.
 `levers.judge` scores them on the prepared grid; subjects of PHANTOMS are scored by the first fold alone, and only those
 with a lesion.  Rows go to OUT/judged.csv; the same command goes on where it stopped.
@@ -73,7 +73,7 @@ class Folders(NamedTuple):
     out: Path
     also: Path | None
     fine: bool
-    task: tuple[str, str] = ("t1", "t2")
+    task: tuple[str, ...] = ("t1", "t2")  # sources, and the target last
 
 
 class Effort(NamedTuple):
@@ -85,8 +85,8 @@ class Effort(NamedTuple):
 
 def recipe_of(arm: str, seed: int, steps: int, folders: Folders) -> Recipe:
     """Return the recipe of an arm."""
-    source, target = folders.task
-    asked = [f"data.sources=['{source}']", f"data.target={target}", "split.folds=1", "split.validation=0"]
+    *sources, target = folders.task
+    asked = [f"data.sources={sources}", f"data.target={target}", "split.folds=1", "split.validation=0"]
     asked += [f"training.seed={seed}", "training.validations=1", "training.accelerator=cpu", f"schedule.steps={steps}"]
     asked += ["training.pretrained=none", "training.simulated_share=0", "training.shaded_share=0"]
     grid = ("generator.average=none",) if folders.fine else COARSE
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--also", type=Path)
     parser.add_argument("--fine", action="store_true")
-    parser.add_argument("--task", nargs=2, default=["t1", "t2"], metavar=("SOURCE", "TARGET"))
+    parser.add_argument("--task", nargs="+", default=["t1", "t2"], metavar="CONTRAST")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
