@@ -260,21 +260,24 @@ def store_label_map() -> str:
 
 
 def _stored(path: Path, store: Path, port: int | None) -> bool:
-    from dicom_patients import free_port, wait_for
+    from dicom_patients import reserved_port, wait_for
 
-    server = None
-    if port is None:
-        port = free_port()
-        words = [tool("storescp"), "-aet", "ARCHIVE", "-od", str(store), str(port)]
+    if port is not None:
+        return _is_sent(path, port)
+    with reserved_port() as own:
+        words = [tool("storescp"), "-aet", "ARCHIVE", "-od", str(store), str(own)]
         server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(port, server)
-    try:
-        sent = [sys.executable, "-c", _SENDER, str(path), str(port)]
-        return subprocess.run(sent, capture_output=True, timeout=SECONDS).returncode == 0
-    finally:
-        if server is not None:
+        try:
+            wait_for(own, server)
+            return _is_sent(path, own)
+        finally:
             server.terminate()
             server.wait(SECONDS)
+
+
+def _is_sent(path: Path, port: int) -> bool:
+    sent = [sys.executable, "-c", _SENDER, str(path), str(port)]
+    return subprocess.run(sent, capture_output=True, timeout=SECONDS).returncode == 0
 
 
 #: Sends by pynetdicom, which offers the class whether the other side knows it or not.

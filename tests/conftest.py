@@ -116,6 +116,7 @@ def open_page() -> Iterator[Callable[..., Opened]]:
             page = playwright.chromium.launch(executable_path=str(CHROMIUM), args=args).new_page(
                 viewport={"width": 1200, "height": 1400}
             )
+            page.set_default_timeout(120_000)  # a busy machine draws slowly
             requests: list[str] = []
             errors: list[str] = []
             page.add_init_script(first)

@@ -309,13 +309,16 @@ def made_of(files: list[Path], low: float = 0.0, high: float = 1500.0, seed: int
     return Volume(np.random.default_rng(seed).uniform(low, high, grid.shape).astype(np.float32), grid)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """Hold a port of this machine: no other process gets it by chance, and a server that is given it can listen."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers set it; this one never listens
+        held.bind(("127.0.0.1", 0))
+        yield int(held.getsockname()[1])
 
 
-def wait_for(port: int, process: subprocess.Popen[bytes] | None = None, seconds: float = 20) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes] | None = None, seconds: float = 120) -> None:
     """Wait until something listens on a port of this machine."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -377,16 +380,16 @@ def archive(folder: Path) -> Iterator[Archive]:
     plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
     if not plugin.exists():
         pytest.skip("the DICOMweb plugin of Orthanc is not installed (apt: orthanc-dicomweb)")
-    made = Archive(free_port(), free_port())
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "Name": "archive", "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
-        "TemporaryDirectory": str(folder), "Plugins": [str(plugin)], "HttpPort": made.http_port,
-        "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "DicomPort": made.dicom_port,
-        "DicomAet": "ARCHIVE", "DicomAlwaysAllowStore": True, "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-    }  # fmt: skip
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "orthanc.log").open("wb") as log:
+    with reserved_port() as dicom_port, reserved_port() as http_port, (folder / "orthanc.log").open("wb") as log:
+        made = Archive(dicom_port, http_port)
+        settings = {
+            "Name": "archive", "StorageDirectory": str(folder / "store"), "IndexDirectory": str(folder / "store"),
+            "TemporaryDirectory": str(folder), "Plugins": [str(plugin)], "HttpPort": http_port,
+            "RemoteAccessAllowed": False, "AuthenticationEnabled": False, "DicomPort": dicom_port,
+            "DicomAet": "ARCHIVE", "DicomAlwaysAllowStore": True, "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        }  # fmt: skip
+        (folder / "orthanc.json").write_text(json.dumps(settings))
         process = subprocess.Popen([binary, str(folder / "orthanc.json")], stdout=log, stderr=log)
         try:
             wait_for(made.http_port, process)
@@ -394,4 +397,4 @@ def archive(folder: Path) -> Iterator[Archive]:
             yield made
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)

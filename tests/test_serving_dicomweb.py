@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import requests
 from chiasm.errors import RecipeError
 from chiasm.prediction.folders import Predictor, load, predict
 from chiasm.serving import dicomweb_studies
+from chiasm.serving.jobs import JobQueue
 from chiasm.serving.web_limits import Page, WebLimits
 from dicom_patients import TELLTALE, archive, rewrite, write_source
 from synthetic_cohort import SHAPE, pair
@@ -31,7 +33,8 @@ from dicomweb_client import DICOMwebClient
 from web_client import Client, problem, served
 
 TOKEN = "0123456789abcdef"
-QUIET_S = 0.3
+QUIET_S, PARTIAL_S = 0.3, 2.0
+LONG_S = 3.0  # quiet, where requests of one study follow each other on a busy machine
 KIND = 'multipart/related; type="application/dicom"; boundary=edge'
 
 
@@ -43,8 +46,13 @@ def predictor(finished_run: Path) -> Predictor:
 @pytest.fixture(autouse=True, scope="module")
 def hasty() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dicomweb_studies.Studies.__init__, "__defaults__", (QUIET_S, 2.0))
+        patch.setattr(dicomweb_studies.Studies.__init__, "__defaults__", (QUIET_S, PARTIAL_S))
         yield
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dicomweb_studies.Studies.__init__, "__defaults__", (LONG_S, LONG_S))
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def other(client: Client) -> Any:
     return DICOMwebClient(f"{client.root}/dicom-web", headers=client.headers)
 
 
-def until(ask: Callable[[], Any], seconds: float = 60) -> Any:
+def until(ask: Callable[[], Any], seconds: float = 120) -> Any:
     """Ask until there is an answer."""
     last = time.monotonic() + seconds
     while time.monotonic() < last:
@@ -140,7 +148,7 @@ def test_a_series_and_an_instance_are_fetched_alone_with_their_attributes(client
     assert len(web.search_for_instances(study, limit=2, offset=1)) == 2
 
 
-def test_a_study_that_comes_in_several_requests_makes_one_job(client: Client, tmp_path: Path) -> None:
+def test_a_study_that_comes_in_several_requests_makes_one_job(unhurried: None, client: Client, tmp_path: Path) -> None:
     sent, web = stored(write_study(tmp_path / "scan")), other(client)
     for start in range(0, len(sent), 5):
         web.store_instances(sent[start : start + 5])
@@ -249,7 +257,9 @@ def test_bodies_that_hold_no_instances_are_refused_and_leave_nothing(
     assert not client.stored()
 
 
-def test_a_body_that_is_too_large_and_a_queue_that_is_full_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_body_that_is_too_large_and_a_queue_that_is_full_are_refused(
+    unhurried: None, predictor: Predictor, tmp_path: Path
+) -> None:
     files = write_study(tmp_path / "scan")
     limits = WebLimits(waiting=1, body_bytes=100_000)
     with served(predictor, tmp_path / "jobs", Page(0, limits=limits, dicomweb=())) as client:
@@ -272,7 +282,9 @@ def test_clients_that_leave_leave_nothing_behind(client: Client, tmp_path: Path)
         until(lambda: not client.stored())
 
 
-def test_a_study_of_which_a_request_broke_off_is_removed_and_a_whole_one_is_not(client: Client, tmp_path: Path) -> None:
+def test_a_study_of_which_a_request_broke_off_is_removed_and_a_whole_one_is_not(
+    unhurried: None, client: Client, tmp_path: Path
+) -> None:
     contents = [path.read_bytes() for path in write_study(tmp_path / "scan")]
     study = pydicom.dcmread(BytesIO(contents[0])).StudyInstanceUID
     assert store(client, parts(contents[:6])).status_code == 200
@@ -286,28 +298,31 @@ def test_a_study_of_which_a_request_broke_off_is_removed_and_a_whole_one_is_not(
     assert len(until(lambda: other(client).search_for_series(study))) == 2
 
 
-def test_results_and_addresses_that_are_not_there_are_refused(client: Client, tmp_path: Path) -> None:
-    sent, web = stored(write_study(tmp_path / "scan")), other(client)
+def test_results_and_addresses_that_are_not_there_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+    sent, turn = stored(write_study(tmp_path / "scan")), Lock()
     study = sent[0].StudyInstanceUID
-    web.store_instances(sent)
-    early = client.ask("GET", f"/dicom-web/studies/{study}")
-    assert early.status_code == 409 and problem(early)["reason"] == "not-done"
-    until(lambda: web.search_for_series(study))
-    for path, status in (
-        ("/studies/1.2.3", 404),
-        (f"/studies/{study}/series/1.2.3", 404),
-        (f"/studies/{study}/series/{sent[0].SeriesInstanceUID}/metadata", 404),
-        ("/studies/..%2f..%2fetc", 404),
-        ("/studies/Miller", 422),
-        ("/studies?Weight=70", 400),
-        ("/studies?Modality=MR", 400),
-        ("/series?limit=many", 400),
-    ):
-        answer = client.ask("GET", f"/dicom-web{path}")
-        assert answer.status_code == status and problem(answer)
-    for accepted, status in (("image/jpeg", 406), ('multipart/related; type="image/jpeg"', 406), ("*/*", 200)):
-        answer = client.ask("GET", f"/dicom-web/studies/{study}", headers={"accept": accepted})
-        assert answer.status_code == status
+    with served(predictor, tmp_path / "jobs", Page(0, token=TOKEN, dicomweb=()), turn) as client:
+        web = other(client)
+        with turn:  # nothing is done before it was asked for
+            web.store_instances(sent)
+            early = client.ask("GET", f"/dicom-web/studies/{study}")
+        assert early.status_code == 409 and problem(early)["reason"] == "not-done"
+        until(lambda: web.search_for_series(study))
+        for path, status in (
+            ("/studies/1.2.3", 404),
+            (f"/studies/{study}/series/1.2.3", 404),
+            (f"/studies/{study}/series/{sent[0].SeriesInstanceUID}/metadata", 404),
+            ("/studies/..%2f..%2fetc", 404),
+            ("/studies/Miller", 422),
+            ("/studies?Weight=70", 400),
+            ("/studies?Modality=MR", 400),
+            ("/series?limit=many", 400),
+        ):
+            answer = client.ask("GET", f"/dicom-web{path}")
+            assert answer.status_code == status and problem(answer)
+        for accepted, status in (("image/jpeg", 406), ('multipart/related; type="image/jpeg"', 406), ("*/*", 200)):
+            answer = client.ask("GET", f"/dicom-web/studies/{study}", headers={"accept": accepted})
+            assert answer.status_code == status
 
 
 def test_names_of_patients_become_no_path_and_are_not_in_the_log(client: Client, tmp_path: Path) -> None:
@@ -320,12 +335,17 @@ def test_names_of_patients_become_no_path_and_are_not_in_the_log(client: Client,
     assert "Miller" not in "".join(client.log) and not any("Miller" in str(path) for path in client.stored())
 
 
-def test_results_are_forgotten_with_their_job(predictor: Predictor, tmp_path: Path) -> None:
-    sent = stored(write_study(tmp_path / "scan"))
-    with served(predictor, tmp_path / "jobs", Page(0, limits=WebLimits(keep_s=2.0), dicomweb=())) as client:
+def test_results_are_forgotten_with_their_job(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, days = stored(write_study(tmp_path / "scan")), [0.0]
+    say, _ = JobQueue.__init__.__defaults__ or ()
+    monkeypatch.setattr(JobQueue.__init__, "__defaults__", (say, lambda: 24 * 3600 * days[0]))
+    with served(predictor, tmp_path / "jobs", Page(0, dicomweb=())) as client:
         web = other(client)
         web.store_instances(sent)
         until(lambda: web.search_for_studies())
+        days[0] = 1.0
         until(lambda: not web.search_for_studies())
         until(lambda: not client.stored())
         assert client.ask("GET", f"/dicom-web/studies/{sent[0].StudyInstanceUID}").status_code == 404

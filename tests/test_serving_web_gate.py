@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+import psutil
 import pytest
 
 from chiasm.cli import main
@@ -29,7 +30,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'ch
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (pip install 'chiasm[serve]')")
 
 from chiasm.serving.web_gate import WebError, check_host, check_token
-from dicom_patients import free_port, wait_for
+from dicom_patients import reserved_port, wait_for
 from web_client import (
     Client,
     answer_in,
@@ -44,12 +45,20 @@ from web_client import (
 )
 
 TOKEN = "correct-horse-battery-staple"
-HASTY = WebLimits(body_bytes=2**20, head_s=0.6, body_s=2.0, idle_s=0.6, waiting=4, connections=12)
+SMALL = WebLimits(body_bytes=2**20, waiting=4, connections=12)
+HASTY = WebLimits(head_s=0.6, idle_s=0.6)
 
 
 @pytest.fixture(scope="module")
 def predictor(finished_run: Path) -> Predictor:
     return load(finished_run)
+
+
+@pytest.fixture
+def small(predictor: Predictor, tmp_path: Path) -> Iterator[Client]:
+    """A page that takes little at a time, and waits for everybody."""
+    with served(predictor, tmp_path / "jobs", Page(0, limits=SMALL)) as client:
+        yield client
 
 
 @pytest.fixture
@@ -128,17 +137,17 @@ def test_only_the_whole_token_is_right(given: str) -> None:
     assert caught.value.status == 401
 
 
-def test_names_that_are_not_ours_are_refused_and_pages_of_others_too(hasty: Client) -> None:
+def test_names_that_are_not_ours_are_refused_and_pages_of_others_too(small: Client) -> None:
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "", "a@localhost@b"):
-        status, said = answer_in(hasty.raw(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()))
+        status, said = answer_in(small.raw(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()))
         assert (status, said["reason"]) == (421, "host") and said["hint"]
-    for host in ("localhost", f"LOCALHOST:{hasty.port}", "127.0.0.1", "[::1]:9"):
-        assert b" 200 " in hasty.raw(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{hasty.port + 1}"):
-        answer = hasty.ask("POST", "/api/jobs", files={"t1": b"x"}, headers={"Origin": origin})
+    for host in ("localhost", f"LOCALHOST:{small.port}", "127.0.0.1", "[::1]:9"):
+        assert b" 200 " in small.raw(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{small.port + 1}"):
+        answer = small.ask("POST", "/api/jobs", files={"t1": b"x"}, headers={"Origin": origin})
         assert answer.status_code == 403 and problem(answer)["reason"] == "origin"
         assert "access-control-allow-origin" not in answer.headers
-    assert hasty.ask("GET", "/api/model", headers={"Origin": hasty.root}).status_code == 200
+    assert small.ask("GET", "/api/model", headers={"Origin": small.root}).status_code == 200
 
 
 def test_a_page_for_every_address_knows_addresses_but_no_names_of_others() -> None:
@@ -152,41 +161,43 @@ def test_a_page_for_every_address_knows_addresses_but_no_names_of_others() -> No
 # --- how much ----------------------------------------------------------------------------------------------------
 
 
-def test_a_body_that_is_too_large_is_refused_by_its_length_or_as_it_comes(hasty: Client) -> None:
+def test_a_body_that_is_too_large_is_refused_by_its_length_or_as_it_comes(small: Client) -> None:
     large = body_of({"t1": ("a.nii.gz", bytes(2**21))})
-    status, said = answer_in(hasty.raw(head_of(large)))  # nothing of the body is needed for that
+    status, said = answer_in(small.raw(head_of(large)))  # nothing of the body is needed for that
     assert (status, said["reason"]) == (413, "too-large") and "1 MiB" in said["hint"]
-    assert problem(hasty.ask("POST", "/api/jobs", files={"t1": ("a.nii.gz", bytes(2**21))}))["reason"] == "too-large"
+    assert problem(small.ask("POST", "/api/jobs", files={"t1": ("a.nii.gz", bytes(2**21))}))["reason"] == "too-large"
 
     def pieces() -> Iterator[bytes]:
         for start in range(0, len(large), 2**16):
             yield large[start : start + 2**16]
 
     unsaid = {"Content-Type": "multipart/form-data; boundary=edge"}
-    answer = hasty.ask("POST", "/api/jobs", data=pieces(), headers=unsaid)  # chunked, without Content-Length
+    answer = small.ask("POST", "/api/jobs", data=pieces(), headers=unsaid)  # chunked, without Content-Length
     assert answer.status_code == 413 and problem(answer)["reason"] == "too-large"
-    assert hasty.stored() == []
+    assert small.stored() == []
 
 
-def test_heads_and_forms_that_never_end_are_refused(hasty: Client) -> None:
+def test_heads_and_forms_that_never_end_are_refused(small: Client) -> None:
     long_head = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2**18
-    assert b" 400 " in hasty.raw(long_head).split(b"\r\n")[0]
+    assert b" 400 " in small.raw(long_head).split(b"\r\n")[0]
     in_a_part = b'--edge\r\nContent-Disposition: form-data; name="' + b"a" * 2**19
     parts = b"".join(b'--edge\r\nContent-Disposition: form-data; name="series"\r\n\r\nx\r\n' for _ in range(40))
     long_rule = b'--edge\r\nContent-Disposition: form-data; name="series"\r\n\r\n' + b"x" * 10000
     for body in (in_a_part, parts, long_rule, b"", b"nonsense", b"--edge\r\n\r\n\r\n--edge--"):
-        status, said = answer_in(hasty.raw(head_of(body) + body))
+        status, said = answer_in(small.raw(head_of(body) + body))
         assert status in (400, 422) and said["message"] and said["reason"]
-    assert hasty.stored() == []
+    assert small.stored() == []
 
 
-def test_slow_senders_are_cut_off(hasty: Client) -> None:
+def test_slow_senders_are_cut_off(hasty: Client, predictor: Predictor, tmp_path: Path) -> None:
     """A head that stops, one that dribbles, a body that stops, one that dribbles, and one who says nothing."""
+    steady = WebLimits(body_s=1.5)
     head, body = b"GET / HTTP/1.1\r\nHost: localhost\r\n", body_of({"t1": ("a.nii.gz", b"x" * 4000)})
 
-    def dribble(content: bytes, first: bytes = b"") -> tuple[float, bytes]:
-        with socket.create_connection(("127.0.0.1", hasty.port), 20) as line:
-            began = time.monotonic()
+    def dribble(client: Client, content: bytes, first: bytes = b"") -> tuple[float, bytes]:
+        """Send a byte at a time until cut off; return the seconds, and the answer."""
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", client.port), 60) as line:
             line.sendall(first)
             line.setblocking(False)
             received = b""
@@ -199,55 +210,60 @@ def test_slow_senders_are_cut_off(hasty: Client) -> None:
                     time.sleep(0.05)
                 except OSError:
                     break
-            line.setblocking(True)
+            else:
+                assert not content, "all was taken"
+            line.settimeout(60)
             received = received or read_all(line)
             return time.monotonic() - began, received
 
-    for content, first, least, most in (
-        (b"", b"", 0.3, 2),
-        (b"", head, 0.3, 2),
-        (b"X: " + b"a" * 400, head, 0.3, 2),
-        (b"", head_of(body) + body[:100], 0.3, 2),
-        (body[100:], head_of(body) + body[:100], 1.5, 5),
-    ):
-        seconds, received = dribble(content, first)
-        assert least < seconds < most, (content[:9], seconds)
-        if first.startswith(b"POST"):
-            assert answer_in(received)[1]["reason"] == "too-slow" and b" 408 " in received
-    assert hasty.stored() == [] and hasty.ask("GET", "/api/health").status_code == 200
+    with served(predictor, tmp_path / "steady", Page(0, limits=steady)) as other:
+        for client, content, first, least, usual in (
+            (hasty, b"", b"", HASTY.head_s, steady.head_s),
+            (hasty, b"", head, HASTY.head_s, steady.head_s),
+            (hasty, b"X: " + b"a" * 400, head, HASTY.head_s, steady.head_s),
+            (hasty, b"", head_of(body) + body[:100], HASTY.idle_s, steady.idle_s),
+            (other, body[100:], head_of(body) + body[:100], steady.body_s, HASTY.body_s),
+        ):
+            seconds, received = dribble(client, content, first)
+            assert least <= seconds < usual, (content[:9], seconds)
+            if first.startswith(b"POST"):
+                assert answer_in(received)[1]["reason"] == "too-slow" and b" 408 " in received
+            assert client.stored() == [] and client.ask("GET", "/api/health").status_code == 200
+
+
+def connections_to(client: Client) -> int:
+    """How many connections a page holds, which runs in this process."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(one.laddr.port == client.port and one.status == psutil.CONN_ESTABLISHED for one in found)
 
 
 def test_who_takes_nothing_of_an_answer_is_cut_off(hasty: Client) -> None:
     request, count = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", 500  # more than the system holds for a line
     with socket.socket() as line:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        line.settimeout(20)
+        line.settimeout(60)
         line.connect(("127.0.0.1", hasty.port))
         line.sendall(request * count)
-        time.sleep(3 * HASTY.idle_s)
+        until(lambda: not connections_to(hasty))  # nothing that is received shows it
         received = read_all(line)
     assert 0 < received.count(b"HTTP/1.1 200") < count
     assert hasty.ask("GET", "/api/health").status_code == 200
 
 
-def test_clients_that_leave_leave_nothing_behind(hasty: Client) -> None:
+def test_clients_that_leave_leave_nothing_behind(small: Client) -> None:
     body = body_of({"t1": ("a.nii.gz", bytes(500_000))})
-    for _ in range(2 * HASTY.waiting):  # more than may wait: each gives its place back
-        with socket.create_connection(("127.0.0.1", hasty.port), 20) as line:
+    for _ in range(2 * SMALL.waiting):  # more than may wait: each gives its place back
+        with socket.create_connection(("127.0.0.1", small.port), 20) as line:
             line.sendall(head_of(body) + body[:200_000])
             line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # the line is torn
-        last = time.monotonic() + 5
-        while list(hasty.folder.iterdir()) and time.monotonic() < last:
-            time.sleep(0.01)
-        assert list(hasty.folder.iterdir()) == []
-    assert "failed" not in "".join(hasty.log)
+        until(lambda: list(small.folder.iterdir()) == [])
+    assert "failed" not in "".join(small.log)
 
 
-def test_too_many_connections_are_turned_away_and_the_others_are_served(hasty: Client) -> None:
-    lines = [socket.create_connection(("127.0.0.1", hasty.port), 20) for _ in range(HASTY.connections)]
+def test_too_many_connections_are_turned_away_and_the_others_are_served(small: Client) -> None:
+    lines = [socket.create_connection(("127.0.0.1", small.port), 20) for _ in range(SMALL.connections)]
     try:
-        time.sleep(0.1)
-        answer = read_all(extra := socket.create_connection(("127.0.0.1", hasty.port), 20))
+        answer = read_all(extra := socket.create_connection(("127.0.0.1", small.port), 20))
         extra.close()
         assert b" 503 " in answer and b"retry-after: 5" in answer and answer_in(answer)[1]["reason"] == "full"
         lines[0].sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -331,7 +347,7 @@ class Clock:
         return self.now
 
 
-def until(is_so: Callable[[], bool], seconds: float = 10) -> None:
+def until(is_so: Callable[[], bool], seconds: float = 60) -> None:
     last = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < last, f"waited {seconds} s in vain"
@@ -491,47 +507,42 @@ def test_a_killed_server_leaves_nothing_for_longer_than_until_the_next_start(
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "CHIASM_TOKEN": TOKEN}
     ends: tuple[Any, ...] = (signal.SIGKILL, signal.SIGTERM)
     for which in ends:
-        port = free_port()
-        words = ["serve", str(finished_run), "--port", str(port), "--dicom-port", "0", "-o", str(tmp_path / "out")]
-        with (tmp_path / "log").open("wb") as log:
-            began = time.monotonic()
+        with reserved_port() as port, (tmp_path / "log").open("wb") as log:
+            words = ["serve", str(finished_run), "--port", str(port), "--dicom-port", "0", "-o", str(tmp_path / "out")]
             process = subprocess.Popen(
                 [sys.executable, "-m", "chiasm.cli", *words], env=environment, stdout=log, stderr=log
             )
-        try:
-            client = Client(port, tmp_path, [], {"Authorization": f"Bearer {TOKEN}"})
-            wait_for(port, process, 60)
-            assert client.ask("GET", "/api/health").status_code == 200
-            assert len(list((tmp_path / "tmp").iterdir())) == 1  # of this process alone
-            assert client.finish(client.hand_in({"t1": write_scan(tmp_path)}))["state"] == "done"
-            process.send_signal(which)
-            process.wait(20)
-        finally:
-            process.kill()
-            process.wait()
-        assert time.monotonic() - began < 60
+            try:
+                client = Client(port, tmp_path, [], {"Authorization": f"Bearer {TOKEN}"})
+                wait_for(port, process)
+                assert client.ask("GET", "/api/health").status_code == 200
+                assert len(list((tmp_path / "tmp").iterdir())) == 1  # of this process alone
+                assert client.finish(client.hand_in({"t1": write_scan(tmp_path)}))["state"] == "done"
+                process.send_signal(which)
+                process.wait(60)
+            finally:
+                process.kill()
+                process.wait()
         assert bool(list((tmp_path / "tmp").iterdir())) == (which == signal.SIGKILL)
     assert "Traceback" not in (tmp_path / "log").read_text() and TOKEN not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_jobs(finished_run: Path, tmp_path: Path) -> None:
-    import psutil
-
-    port, scan = free_port(), write_scan(tmp_path)
-    words = ["serve", str(finished_run), "--port", str(port)]
+    scan, resident = write_scan(tmp_path), []
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen([sys.executable, "-m", "chiasm.cli", *words], env=environment, stdout=subprocess.DEVNULL)
-    resident = []
-    try:
-        wait_for(port, process, 60)
-        client = Client(port, tmp_path, [])
-        for _ in range(50):
-            job = client.finish(client.hand_in({"t1": scan}))
-            assert job["state"] == "done"
-            client.ask("DELETE", f"/api/jobs/{job['id']}")
-            resident.append(psutil.Process(process.pid).memory_info().rss)
-    finally:
-        process.terminate()
-        assert process.wait(20) == 0
+    with reserved_port() as port:
+        words = [sys.executable, "-m", "chiasm.cli", "serve", str(finished_run), "--port", str(port)]
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            wait_for(port, process)
+            client = Client(port, tmp_path, [])
+            for _ in range(50):
+                job = client.finish(client.hand_in({"t1": scan}))
+                assert job["state"] == "done"
+                client.ask("DELETE", f"/api/jobs/{job['id']}")
+                resident.append(psutil.Process(process.pid).memory_info().rss)
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
     assert resident[49] < 1.1 * resident[4]

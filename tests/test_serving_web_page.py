@@ -42,9 +42,9 @@ def test_a_scan_goes_in_and_its_panes_show_the_values_of_the_files(
         assert "The token is wrong" in page.text_content("#refused").capitalize()
         page.fill("#token", TOKEN)
         page.click("#send")
-        page.wait_for_selector("[data-state=done]", timeout=60_000)
+        page.wait_for_selector("[data-state=done]")
         frame = page.frame_locator("#view")
-        frame.locator("html[data-ready]").wait_for(timeout=60_000)
+        frame.locator("html[data-ready]").wait_for()
         name = page.get_attribute("[data-job]", "data-job")
         assert page.text_content("[data-job] h3") == "Miller.nii.gz" and "Miller" not in "".join(client.log)
 

@@ -25,9 +25,9 @@ from dicom_patients import (
     TELLTALE,
     Archive,
     faults,
-    free_port,
     in_order,
     made_of,
+    reserved_port,
     rewrite,
     run_tool,
     scan,
@@ -368,16 +368,17 @@ def test_a_store_takes_the_files_and_keeps_their_bytes(tmp_path: Path) -> None:
     sources = write_source(tmp_path / "source")
     made = derived(tmp_path / "made", made_of(sources), sources)
     mapped(tmp_path / "trust.dcm", made_of(sources, 0, 9), made)
-    files, port, store = [*made.files, tmp_path / "trust.dcm"], free_port(), tmp_path / "store"
+    files, store = [*made.files, tmp_path / "trust.dcm"], tmp_path / "store"
     store.mkdir()
-    server = subprocess.Popen([tool("storescp"), "+B", "-od", str(store), "+xa", str(port)])
-    try:
-        wait_for(port, server)
-        sent = run_tool("storescu", "-R", "-xe", "127.0.0.1", str(port), *files)
-        assert sent.returncode == 0, sent.stderr
-    finally:
-        server.terminate()
-        server.wait(10)
+    with reserved_port() as port:
+        server = subprocess.Popen([tool("storescp"), "+B", "-od", str(store), "+xa", str(port)])
+        try:
+            wait_for(port, server)
+            sent = run_tool("storescu", "-R", "-xe", "127.0.0.1", str(port), *files)
+            assert sent.returncode == 0, sent.stderr
+        finally:
+            server.terminate()
+            server.wait(60)
     received = {header.SOPInstanceUID: header for header in map(pydicom.dcmread, store.iterdir())}
     assert len(received) == len(files)
     for header in map(pydicom.dcmread, files):

@@ -48,7 +48,7 @@ class Client:
         parts = [(name, (one.name, one.read_bytes()) if isinstance(one, Path) else one) for name, one in files.items()]
         return self.ask("POST", "/api/jobs", files=parts, data=[("series", rule) for rule in series])
 
-    def finish(self, answer: requests.Response, seconds: float = 60) -> dict[str, Any]:
+    def finish(self, answer: requests.Response, seconds: float = 120) -> dict[str, Any]:
         """Wait until the job of an answer is done or has failed."""
         assert answer.status_code == 202, answer.text
         last = time.monotonic() + seconds
@@ -59,7 +59,7 @@ class Client:
             time.sleep(0.02)
         raise AssertionError(f"the job took more than {seconds} s")
 
-    def raw(self, content: bytes, seconds: float = 20) -> bytes:
+    def raw(self, content: bytes, seconds: float = 60) -> bytes:
         """Send bytes as they are, and read until the server hangs up."""
         with socket.create_connection(("127.0.0.1", self.port), seconds) as line:
             line.sendall(content)

@@ -164,15 +164,16 @@ class Inbox:
                     waiting.associations.discard(association)
                     waiting.broken |= broken
 
-    def collect(self, alive: Collection[Hashable]) -> list[Arrival]:
+    def collect(self, alive: Callable[[], Collection[Hashable]]) -> list[Arrival]:
         """Return one complete series, if there is one, and remove series that will never be complete.
 
         Args:
-            alive: Associations that still are; any other that was not released broke off.
+            alive: Returns the associations that still are; any other that sent images before this call, and was not
+            released, broke off.
         """
-        for association in self._associations():
-            if association not in alive:
-                self._ended(association, True)
+        sent = self._associations()  # first: what begins from now on is not in it
+        for association in sent.difference(alive()):
+            self._ended(association, True)
         arrivals: list[Arrival] = []
         with self._lock:
             for key in [key for key, waiting in self._pending.items() if self._is_due(waiting)]:

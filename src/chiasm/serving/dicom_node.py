@@ -142,7 +142,7 @@ def run_node(predictor: Predictor, node: Node, spool: Path, turn: Lock, stop: St
     with held, _listening(kernel, node, inbox, say) as heard:
         say(f"{node.title} listens on {node.host}:{heard}")
         while not stop.asked.wait(TICK_S):
-            for arrival in inbox.collect(set(kernel.active_associations)):
+            for arrival in inbox.collect(lambda: kernel.active_associations):
                 if not arrival.whole:
                     say(f"series {arrival.number}: broke off after {arrival.images} images, removed")
                     continue
