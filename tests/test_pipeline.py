@@ -6,9 +6,6 @@ import json
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from chiasm.prediction.model_files import find_model
 from chiasm.recipe import read_recipe
 from chiasm.storage import read_toml
 from conftest import QUICK
+from struck import run_struck
 
 SETTINGS = [
     f"{name}={list(value) if isinstance(value, tuple) else value}"
@@ -224,19 +222,15 @@ def test_ctrl_c_stops_and_the_same_command_goes_on_to_the_report(
     toy_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*asked(toy_cohort, tmp_path / "out", "--steps", "120", "--method", "l2"), "training.validations=5"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "chiasm.cli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    stopped = run_struck(
+        "from chiasm.cli import main\nmain(argv[1:])",
+        words,
+        tmp_path / "out/run/checkpoints/*.toml",
+        signal.SIGINT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # also where tests run in the background
     )
-    until = time.monotonic() + 90
-    while not list(tmp_path.glob("out/run/checkpoints/*.toml")) and process.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and "goes on from here" in said and "Traceback" not in said
+    said = stopped.stderr
+    assert stopped.returncode == 130 and "goes on from here" in said and "Traceback" not in said
     assert not (tmp_path / "out" / ".lock").exists() and not (tmp_path / "out" / "report.html").exists()
     code, told, _ = call([*words, "--dry-run"], capsys)
     assert code == 0 and "of them done" in told

@@ -300,10 +300,10 @@ def test_weights_of_other_shapes_are_refused_before_memory_is_taken(model: Model
     recipe = model.recipe.model_copy(update={"generator": model.recipe.generator.model_copy(update=widths)})
     write_recipe(folder / "recipe.toml", recipe)
     sign_again(folder)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(RunError, match=r"no weights of this model's networks .*generator\."):
         load_model(folder)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 

@@ -218,14 +218,14 @@ def test_workers_stop_when_their_parent_was_killed(ahead: list[str], tmp_path: P
     script.write_text(SCRIPT.format(folder=str(marks), ahead=ahead))
     parent = subprocess.Popen([sys.executable, str(script)])
     count = min(2, len(os.sched_getaffinity(0)))
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while len(list(marks.iterdir())) < count and time.monotonic() < until:
         time.sleep(0.1)
-    workers = [int(mark.name) for mark in marks.iterdir()]
+    workers = [psutil.Process(int(mark.name)) for mark in marks.iterdir()]
     assert len(workers) == count
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in workers if psutil.pid_exists(pid)], timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=60)
     for process in alive:
         process.kill()
     assert not alive

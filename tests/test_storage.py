@@ -13,7 +13,7 @@ import pytest
 
 from chiasm.checksums import sha256_of
 from chiasm.errors import ChiasmError, RunError
-from chiasm.locks import check_output, locked
+from chiasm.locks import check_output, is_left_over, locked
 from chiasm.storage import (
     HOST,
     open_in_place,
@@ -198,6 +198,18 @@ def test_what_a_killed_worker_left_is_removed_at_the_end(tmp_path: Path) -> None
         left.mkdir(parents=True)
         (left / "source.npy").write_text("half")
     assert not left.exists()
+
+
+def test_a_process_that_ends_while_it_is_looked_at_and_a_file_that_is_moved_are_left_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [f".chiasm-{ended.pid}@{HOST}.a", f".chiasm-{ended.pid}@elsewhere.a"]
+    assert [is_left_over(tmp_path / name) for name in names] == [True, False]
+    monkeypatch.setattr("chiasm.locks.os.kill", lambda *_: None)  # it was there a moment ago
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    assert [is_left_over(tmp_path / name) for name in names] == [False, False]
 
 
 def test_a_model_folder_takes_no_results(tmp_path: Path) -> None:

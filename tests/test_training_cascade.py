@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +35,7 @@ from chiasm.training.run_planning import plan_run
 from chiasm.training.session import LearningCases
 from chiasm.training.trainables import Trainables
 from conftest import QUICK
+from struck import run_struck
 from synthetic_cohort import affine, save, write_brats
 
 #: The whole dual method in two stages: discriminators, attention and the expected-error map in each.
@@ -278,14 +276,8 @@ def test_a_cascade_that_was_killed_goes_on_and_ends_identical_to_the_bit(
         "train(data, read_recipe(recipe), out, say=lambda _: None)\n"
     )
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, str(toy_cohort), str(cascaded / "recipe.toml"), str(out)]
-    )
-    until = time.monotonic() + 60
-    while not list(out.glob(sign)) and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = run_struck(program, [toy_cohort, cascaded / "recipe.toml", out], out / sign, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert list(out.glob(sign)) and not (out / "model").exists()
     train(toy_cohort, recipe(), out, say=silent)
     weights = "model/weights.safetensors"

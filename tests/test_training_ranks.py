@@ -75,7 +75,8 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(toy_cohort: Path, t
     command += ["--set", *settings, "schedule.steps=100000"]
     run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment())
     try:
-        wait_for(lambda: (tmp_path / "log.jsonl").exists(), run)
+        log = tmp_path / "log.jsonl"  # after the first step, which all have done, each has heard of signals
+        wait_for(lambda: log.exists() and '"kind": "step"' in log.read_text(), run)
         os.kill(child_of(run.pid), signal.SIGTERM)
         _, said = run.communicate(timeout=60)
     finally:

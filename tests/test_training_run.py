@@ -6,9 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +32,7 @@ from chiasm.training.run_planning import plan_run
 from chiasm.training.trainables import Trainables
 from chiasm.volumes import read_volume
 from conftest import QUICK
+from struck import run_struck
 from synthetic_cohort import affine, save, write_brats
 
 
@@ -128,14 +126,10 @@ def test_a_killed_run_goes_on_and_ends_identical_to_the_bit(
         "data, recipe, out = map(Path, sys.argv[1:])\n"
         "train(data, read_recipe(recipe), out, say=lambda _: None)\n"
     )
-    arguments = [str(toy_cohort), str(finished_run / "recipe.toml"), str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, "-c", program, *arguments])
-    until = time.monotonic() + 60
-    while not list(tmp_path.glob("run/checkpoints/*.toml")) and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(tmp_path.glob("run/checkpoints/*.toml"))
+    words, sign = [toy_cohort, finished_run / "recipe.toml", tmp_path / "run"], tmp_path / "run/checkpoints/*.toml"
+    killed = run_struck(program, words, sign, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "run" / "model").exists()
     run(toy_cohort, tmp_path / "run")
     weights = "model/weights.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (finished_run / weights).read_bytes()

@@ -371,11 +371,11 @@ def test_an_archive_with_a_member_that_leads_outside_is_refused(tmp_path: Path, 
 def test_an_archive_that_unpacks_to_too_much_is_refused_at_once(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "s.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb", bytes(2**27))
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(VolumeError) as refused:
         read_volume(tmp_path / "s.zip")
     assert refused.value.reason == "bomb"
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -529,10 +529,10 @@ def test_a_header_that_promises_much_costs_nothing(tmp_path: Path, spoil: Callab
 
     spoil(in_order(write_source(tmp_path / "in")))
     tracemalloc.start()
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(VolumeError):
         read_volume(tmp_path / "in")
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
     tracemalloc.stop()
 
@@ -592,13 +592,13 @@ def fuzz(folder: Path, count: int, seed: int) -> None:
         if rng.random() < 0.1:
             del content[rng.randrange(132, len(content)) :]
         path.write_bytes(content)
-        start = time.monotonic()
+        start = time.process_time()
         try:
             read_volume(path.parent)
             read_volume(path)
         except ChiasmError:
             pass
-        assert time.monotonic() - start < 2, f"seed {seed}, number {number}"
+        assert time.process_time() - start < 2, f"seed {seed}, number {number}"
         path.write_bytes(originals[path])
 
 

@@ -293,11 +293,11 @@ def test_a_gzip_bomb_stops_early_in_time_and_memory(tmp_path: Path) -> None:
     path.write_bytes(content)  # a megabyte that unpacks to one GiB
     program = (
         "import re, sys, time\nfrom chiasm.errors import VolumeError\nfrom chiasm.volumes import read_volume\n"
-        "start = time.monotonic()\n"
+        "start = time.process_time()\n"
         "try:\n    read_volume(sys.argv[1])\nexcept VolumeError as error:\n    assert error.reason == 'too-long'\n"
         "else:\n    raise SystemExit('was read')\n"
         "most = re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())\n"
-        "print(int(most[1]) / 1024, time.monotonic() - start)\n"
+        "print(int(most[1]) / 1024, time.process_time() - start)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

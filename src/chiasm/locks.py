@@ -60,7 +60,10 @@ def is_left_over(path: Path) -> bool:
         return False
     pid, host = int(match[1]), match[2]
     if host != HOST:
-        return path.exists() and time.time() - path.stat().st_mtime > FOREIGN_SECONDS
+        try:
+            return time.time() - path.stat().st_mtime > FOREIGN_SECONDS
+        except FileNotFoundError:  # it was moved to its place
+            return False
     return pid == os.getpid() or not _is_running(pid)
 
 
@@ -71,8 +74,9 @@ def _is_running(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"  # killed, and not buried yet
+    with suppress(OSError):  # another system, or it ends just now: the next start sees it
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # killed, and not buried yet
+    return True
 
 
 @contextmanager
