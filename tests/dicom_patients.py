@@ -65,7 +65,7 @@ def tool(name: str) -> str:
 
 def run_tool(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [tool(str(words[0])), *map(str, words[1:])]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, errors="replace")
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, errors="replace")
 
 
 def faults(path: Path) -> list[str]:
@@ -345,7 +345,7 @@ class Archive:
     def ask(self, path: str, body: bytes | None = None, method: str | None = None, **headers: str) -> bytes:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(f"http://127.0.0.1:{self.http_port}{path}", body, named, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return bytes(answer.read())
 
     def files(self) -> list[bytes]:

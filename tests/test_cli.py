@@ -203,11 +203,11 @@ def test_ctrl_c_or_a_closed_terminal_writes_a_checkpoint(number: int, toy_cohort
         text=True,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # also where the tests run under nohup
     )
-    until = time.monotonic() + 90
+    until = time.monotonic() + 120
     while not list(tmp_path.glob("run/checkpoints/*.toml")) and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 128 + number and "goes on from here" in said and "Traceback" not in said
     assert not (tmp_path / "run" / ".lock").exists()
 

@@ -362,7 +362,7 @@ def test_a_process_that_comes_second_takes_what_the_first_has_made(
 
 
 def _prepare_all(cases: list[Case], cache: Path, start: object) -> None:
-    start.wait(20)  # type: ignore[attr-defined]
+    start.wait(120)  # type: ignore[attr-defined]
     for case in cases:
         prepare_case(case, PLAN, cache)
 
@@ -375,7 +375,7 @@ def test_processes_that_prepare_the_same_cases_at_once_do_no_harm(tmp_path: Path
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(120)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(folders(cache)) == 4
     for case in cases:

@@ -390,7 +390,7 @@ def test_a_job_that_is_deleted_while_it_is_worked_on_ends_and_leaves_nothing(
 
     def slow(place: Path, report: Callable[[str, float], None]) -> Outcome:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(60)
         (place / "late").write_bytes(b"patient")
         try:
             report("predicting", 0.5)
@@ -401,9 +401,9 @@ def test_a_job_that_is_deleted_while_it_is_worked_on_ends_and_leaves_nothing(
 
     job = jobs.begin()
     jobs.submit(job, slow)
-    assert begun.wait(10) and jobs.delete(job.id) and jobs.find(job.id) is None and not jobs.delete(job.id)
+    assert begun.wait(60) and jobs.delete(job.id) and jobs.find(job.id) is None and not jobs.delete(job.id)
     go_on.set()
-    assert ended.wait(10)
+    assert ended.wait(60)
     until(lambda: list(folder.iterdir()) == [])
 
 

@@ -78,7 +78,7 @@ def test_a_signal_to_one_process_stops_all_with_a_checkpoint(toy_cohort: Path, t
         log = tmp_path / "log.jsonl"  # after the first step, which all have done, each has heard of signals
         wait_for(lambda: log.exists() and '"kind": "step"' in log.read_text(), run)
         os.kill(child_of(run.pid), signal.SIGTERM)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=120)
     finally:
         run.kill()
     assert run.returncode == 128 + signal.SIGTERM, said
