@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,27 @@ from torch import Tensor
 from chiasm.training import ranks
 from chiasm.training.state import TrainingState
 from conftest import QUICK
+from dicom_patients import reserved_port
 
 #: Attention; weights by rank; difficulty of lesions; batch normalisation in a critic, and dropout; dropout of features.
 METHODS = ("A7", "context-gan")  # both discriminators and attention; a network of the literature
 SCRIPT = Path(__file__).parent / "rank_steps.py"
 
 
-def environment() -> dict[str, str]:
-    """Without what a launcher of processes would take for its own."""
-    return {name: value for name, value in os.environ.items() if name not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """Without what a launcher of processes would take for its own, and with a port that nobody else takes."""
+    taken = ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")
+    with reserved_port() as port:
+        yield {name: value for name, value in os.environ.items() if name not in taken} | {"MASTER_PORT": str(port)}
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learnt(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     for devices in ("1", "2"):
         command = [sys.executable, str(SCRIPT), str(folder), devices, *METHODS]
-        run = subprocess.run(command, timeout=240, env=environment(), capture_output=True, text=True)
+        run = subprocess.run(command, timeout=240, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
     return folder
 
@@ -68,12 +73,14 @@ def test_one_process_communicates_with_nobody() -> None:
     assert ranks.agree(True, [15]) == (True, 15) and ranks.agree(False, []) == (False, 0)
 
 
-def test_a_signal_to_one_process_stops_all_with_a_checkpoint(toy_cohort: Path, tmp_path: Path) -> None:
+def test_a_signal_to_one_process_stops_all_with_a_checkpoint(
+    environment: dict[str, str], toy_cohort: Path, tmp_path: Path
+) -> None:
     settings = [f"{name}={value}" for name, value in QUICK.items() if not isinstance(value, tuple | str)]
     command = [sys.executable, "-m", "chiasm.cli", "train", toy_cohort, "--source", "t1", "--target", "t2"]
     command += ["-o", tmp_path, "--size", "tiny", "--devices", "2", "--accelerator", "cpu"]
     command += ["--set", *settings, "schedule.steps=100000"]
-    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment())
+    run = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment)
     try:
         log = tmp_path / "log.jsonl"  # after the first step, which all have done, each has heard of signals
         wait_for(lambda: log.exists() and '"kind": "step"' in log.read_text(), run)
