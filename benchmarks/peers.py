@@ -5,7 +5,8 @@
 
 DATA is a folder in the layout of BraTS; its subjects are tested two at a time, in the order of their names, and each
 tool learns from all others, for SECONDS of one thread.  "chiasm" is what `chiasm train` does by default, as one model
-and with its steps counted beforehand; its images are judged as `chiasm predict` makes them, and of one pass.  MONAI's
+and with its steps counted beforehand; its images are judged as `chiasm predict` makes them, and of one pass.  Three
+models share the steps and the cases, and each sees slices of another plane; "axial" lets all see axial ones.  MONAI's
 is a BasicUNet (2D, three slices in, L1, Adam with cosine decay, images scaled by mean and SD of the brain, flips);
 KonfAI's is in `peers_konfai.py`; the look-up has 64 bins of the scaled source.  `levers.judge` scores all of them:
 truth in SD of the brain, the prediction fitted to it by one affine map.  Patients of --unseen folders are predicted by
@@ -40,6 +41,7 @@ from chiasm.methods import make_recipe
 from chiasm.prediction.folders import load
 from chiasm.preparation.arrays import prepare_cohort
 from chiasm.recipe import Recipe
+from chiasm.training.cross_fitting import train as train_several
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
 from chiasm.training.run import train
@@ -195,15 +197,33 @@ def count_steps(task: Task, cohort: Cohort) -> int:
     return steps_within(task.seconds, json.loads(path.read_text()))
 
 
-def train_chiasm(task: Task) -> tuple[int, float]:
-    """Train as the command does, all cases of the task but those that are tested."""
+def assign(task: Task) -> Cohort:
+    """Return the cohort with all cases of a task in training but those that are tested."""
     roles = [replace(case, split="train") for case in task.learning]
     roles += [replace(case, split="test") for case in task.tested]
-    cohort = replace(find_cohort(task.learning[0].images["t1"].parents[1]), cases=tuple(roles))
+    return replace(find_cohort(task.learning[0].images["t1"].parents[1]), cases=tuple(roles))
+
+
+def train_chiasm(task: Task) -> tuple[int, float]:
+    """Train as the command does."""
+    cohort = assign(task)
     steps = count_steps(task, cohort)
     start = peers_konfai.seconds_used()
     recipe = chiasm_recipe(task.seed, steps)
     train(cohort, recipe, task.folder / "run", say=lambda _: None, cache=task.out / "cache", threads=1)
+    return steps, peers_konfai.seconds_used() - start
+
+
+def train_three(task: Task, plane: str) -> tuple[int, float]:
+    """Train three models that share the cases to learn from and the steps, as the command does for few subjects."""
+    cohort = assign(task)
+    steps = count_steps(task, cohort)
+    start = peers_konfai.seconds_used()
+    asked = ["data.sources=['t1']", "data.target=t2", f"data.plane={plane}", "split.models=3"]
+    asked += [f"training.seed={task.seed}", "training.accelerator=cpu", f"schedule.steps={steps}"]
+    recipe = make_recipe("l2-expected-error", "small", {}, asked)
+    alone = replace(cohort, cases=tuple(task.learning))
+    train_several(alone, recipe, task.folder / "run", say=lambda _: None, threads=1)
     return steps, peers_konfai.seconds_used() - start
 
 
@@ -253,6 +273,8 @@ class Tool(NamedTuple):
 TOOLS: Mapping[str, Tool] = {
     "chiasm": Tool("chiasm", train_chiasm, predict_chiasm),
     "chiasm, one pass": Tool("chiasm", train_chiasm, lambda task, cases: predict_chiasm(task, cases, "none")),
+    "chiasm, three models": Tool("chiasm-three", lambda task: train_three(task, "auto"), predict_chiasm),
+    "chiasm, three axial": Tool("chiasm-axial", lambda task: train_three(task, "axial"), predict_chiasm),
     "MONAI BasicUNet": Tool("monai", learn_monai, show_monai),
     "KonfAI UNet": Tool("konfai", learn_konfai, lambda task, cases: peers_konfai.predict(task.folder, cases)),
     "look-up": Tool("look-up", lambda _: (0, 0.0), look_up),

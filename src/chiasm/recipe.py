@@ -43,6 +43,7 @@ Modality = Annotated[str, AfterValidator(_modality)]
 Word = Annotated[str, AfterValidator(_word)]
 Auto = Literal["auto"]
 BiasCorrection = Literal["none", "n4"]
+Plane = Literal["axial", "coronal", "sagittal"]  # of the slices that a 2D network sees
 Registration = Literal["none", "rigid", "affine", "demons"]
 Average = Literal["none", "flip"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -92,6 +93,7 @@ class Data(Section):
     spacing_mm: Auto | Annotated[float, Field(ge=LEAST_SPACING, le=MOST_SPACING)] = "auto"
     dims: Literal["auto", "2d", "2.5d", "3d"] = "auto"
     slices: Annotated[int, Field(ge=1, le=15)] = 3  # neighbouring slices of a 2.5D source
+    plane: Auto | Plane = "auto"  # of 2D slices; auto: axial, and of several models each has the next one
     patch: Auto | Annotated[int, Field(ge=LEAST_PATCH, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[Hounsfield, Hounsfield] = (-1024.0, 3071.0)
@@ -122,6 +124,8 @@ class Data(Section):
             raise ValueError(f"a source stands twice: {', '.join(self.sources)}")
         if self.target in self.sources and self.task == "synthesis":
             raise ValueError(f"the target {self.target!r} is also a source, which only super-resolution allows")
+        if self.plane not in ("auto", "axial") and (self.dims == "3d" or self.task == "super-resolution"):
+            raise ValueError("plane is of slices: 3d has none, and super-resolution sees its thick slices edge-on")
         if self.slices % 2 == 0:
             raise ValueError("slices must be odd, so that one is in the middle")
         if self.window_hu[0] >= self.window_hu[1]:

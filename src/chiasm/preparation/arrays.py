@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -39,7 +39,6 @@ from chiasm.registration.cohort import hashes_of
 from chiasm.storage import UNWRITABLE, read_json, whole_file, whole_folder, write_json
 from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample
 from chiasm.volumes.masks import Rule, find_mask
-from chiasm.volumes.screening import STRICT
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 2
@@ -57,10 +56,10 @@ RANK_SD = 12**-0.5  # of numbers spread evenly between 0 and 1
 
 PLAN_FIELDS = (
     *("sources", "target", "spacing_mm", "dims", "mask_rule", "source_kinds", "target_kind", "window_hu"),
-    *("histogram", "degradation", "bias_correction", "mask_files", "reading"),
+    *("histogram", "degradation", "bias_correction", "mask_files", "reading", "plane"),
 )
 #: Fields that came later, as plans of before have them: caches of before are still found.
-BEFORE = {"histogram": False, "degradation": None, "bias_correction": "none", "mask_files": True, "reading": STRICT}
+BEFORE = {one.name: one.default for one in fields(Plan) if one.name in PLAN_FIELDS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +103,8 @@ class PreparedCase:
         histogram: Whether the second half of the source's channels are ranks of the first.
         context: Whether one more channel follows them: the target as an earlier stage predicted it.
         own: Which channel of the source is the target's own modality, on the target's scale; None for synthesis.
-        alone: The side that is there ("source" or "target") if the other is not on disk; the other array is zero or
-            repeats it.
+        alone: The side that is there ("source" or "target") if the other is not: its array is zero or repeats this one.
+        sideways: The axis from one side of the body to the other.
     """
 
     id: str
@@ -120,6 +119,7 @@ class PreparedCase:
     context: bool = False
     own: int | None = None
     alone: Side | None = None
+    sideways: int = 0
 
     @property
     def intensities(self) -> int:
@@ -475,12 +475,12 @@ def _load(folder: Path, case: Case, plan: Plan, *, just_written: bool = False) -
 
 
 def _slices_first(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
-    """Move the axis of slices in front of I and J, where a 2D network reads slice by slice."""
-    return np.moveaxis(array, -1, -3) if plan.dims == 2 else array
+    """Move the axis across slices in front of the others, where a 2D network reads slice by slice."""
+    return np.moveaxis(array, plan.axes[-1] - 3, -3) if plan.dims == 2 else array
 
 
 def _slices_last(array: NDArray[Any], plan: Plan) -> NDArray[Any]:
-    return np.moveaxis(array, -3, -1) if plan.dims == 2 else array
+    return np.moveaxis(array, -3, plan.axes[-1] - 3) if plan.dims == 2 else array
 
 
 def cache_key(case: Case, plan: Plan) -> str:

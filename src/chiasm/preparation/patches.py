@@ -10,8 +10,8 @@ import numpy as np
 
 from chiasm.errors import RecipeError
 from chiasm.preparation.fingerprint import Fingerprint
-from chiasm.preparation.plan import MOST_PATCH, Triple
-from chiasm.recipe import Recipe
+from chiasm.preparation.plan import AXES, MOST_PATCH, Triple
+from chiasm.recipe import Plane, Recipe
 
 PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
 PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
@@ -33,6 +33,21 @@ class PatchNeeds(NamedTuple):
     smallest: int = 1
     offset: int = 0
     own: bool = False
+
+
+def choose_plane(recipe: Recipe, dims: Literal[2, 3], reasons: dict[str, str]) -> Plane:
+    """Choose the plane of the slices that networks in 2D see, and say why where they are not axial.
+
+    Args:
+        recipe: What is asked for.
+        dims: Axes of a patch.
+        reasons: Gets the reason, under "plane".
+    """
+    asked = recipe.data.plane
+    if dims == 3 or asked == "auto" or asked == "axial":
+        return "axial"
+    reasons["plane"] = "set in the recipe; several models that see different planes err less alike"
+    return asked
 
 
 def choose_patch(
@@ -68,7 +83,8 @@ def choose_patch(
     least = _next_fit(needs.smallest, multiple, needs.offset)
     usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
     most = max(least, _next_fit(usual - multiple + 1, multiple, needs.offset))
-    body = [math.ceil(size) for size in body_voxels(seen, spacing)[:dims]]
+    sides = body_voxels(seen, spacing)
+    body = [math.ceil(sides[axis]) for axis in AXES[choose_plane(recipe, dims, {})][:dims]]
     if any(least > MOST_EMPTY * side for side in body):
         hint = f"; {smaller.rstrip('.')}" if smaller else ""
         reasons["patch"] = (

@@ -25,12 +25,15 @@ from chiasm.preparation.intensity import (
     IntensityMap,
     MapKind,
 )
-from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Registration
+from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Plane, Registration
 from chiasm.storage import read_toml, write_toml
 from chiasm.volumes.masks import Rule
 from chiasm.volumes.screening import STRICT, Reading
 
 Triple = tuple[float, float, float]
+
+#: Of I, J and K those of a slice, then the one across slices.
+AXES: Mapping[Plane, tuple[int, int, int]] = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
 
 MOST_PATCH = 2**24  # voxels: 256 along each of three axes
 HISTOGRAM_BINS = 32
@@ -75,7 +78,7 @@ class Plan:
         sources: Modalities that go in.
         target: The modality that comes out.
         spacing_mm: Of the prepared grid.
-        dims: 2 (axial slices; also 2.5D) or 3.
+        dims: 2 (slices; also 2.5D) or 3.
         slices: Neighbouring slices of a 2.5D source; 1 in 2D and 3D.
         patch: Size in voxels, (I, J) or (I, J, K).
         mask_rule: How a mask is found where no file gives one.
@@ -109,6 +112,7 @@ class Plan:
         reading: What is assumed of files whose headers leave a question open, in training and prediction alike.
         unpaired: Ids of further cases of which one side of a pair is seen, and no number above is fitted on.
         source_stored: Lowest and highest intensity of each source as stored, inside the masks of all training cases.
+        plane: Of the slices that networks see in 2D; all else is in RAS order whatever it is.
 
     Raises:
         ValueError: If the parts do not fit one another.
@@ -149,6 +153,18 @@ class Plan:
     unpaired: tuple[str, ...] = ()
     reading: Reading = STRICT
     source_stored: tuple[tuple[float, float], ...] = ()  # plans of before hold none
+    plane: Plane = "axial"  # likewise
+
+    @property
+    def axes(self) -> tuple[int, int, int]:
+        """The axes I, J and K in the order in which networks see them: two of a slice, and the one across slices."""
+        return AXES[self.plane]
+
+    @property
+    def seen_mm(self) -> Triple:
+        """The spacing along the axes as networks see them."""
+        i, j, k = (self.spacing_mm[axis] for axis in self.axes)
+        return i, j, k
 
     @property
     def images(self) -> int:
@@ -197,6 +213,8 @@ class Plan:
             f"a patch has at most {MOST_PATCH:,} voxels": math.prod(self.patch) <= MOST_PATCH,
             "the patch must have as many axes as dims": len(self.patch) == self.dims,
             "slices must be odd, at most 15, and 1 in 3D": self.slices in stacks,
+            "only synthesis in 2D has slices of another plane": self.plane == "axial"
+            or (self.dims == 2 and self.degradation is None),
         }
 
     def _rules_of_tables(self) -> dict[str, bool]:

@@ -38,7 +38,7 @@ from chiasm.preparation.out_of_distribution import (
     histogram_distance,
     histogram_of,
 )
-from chiasm.preparation.patches import SMALLEST_PATCH, PatchNeeds, body_voxels, choose_patch
+from chiasm.preparation.patches import SMALLEST_PATCH, PatchNeeds, body_voxels, choose_patch, choose_plane
 from chiasm.preparation.plan import Estimate, Plan, Tables, Triple, across
 from chiasm.progress import Progress
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Data, Recipe, Registration
@@ -109,6 +109,7 @@ def make_plan(
         reasons=reasons,
         degradation=terms.degradation,
         reading=reading,
+        plane=choose_plane(recipe, dims, reasons),
     )
 
 
@@ -171,6 +172,7 @@ def continue_plan(
         expected=Estimate(0.0, 0.0, 0.0),
         reasons=reasons,
         reading=learning[train_ids[0]].reading,
+        plane=parent.plane if goes_on else choose_plane(recipe, parent.dims, reasons),
     )
 
 

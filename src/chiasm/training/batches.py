@@ -344,7 +344,8 @@ def _take(case: PreparedCase, place: Place, slices: int, variation: Variation, o
         shares = _tumour(case, place, variation.grown[place.case][index], patch, slices)
         block = simulate(variation.painter, place.case, block, shares, _axes_mm(variation.painter, len(patch)), seed)
     size = block.mask.shape[-len(patch) :]
-    source, *others = (_room(part, size, place.flip) for part in out)
+    block, flip = _across(block, place, case, len(patch))
+    source, *others = (_room(part, size, flip) for part in out)
     source = source.reshape(block.source.shape)
     _jitter(block.source, block.mask, _jitter_of(case, place), source)
     for drawn, image in zip(place.shading or (), source):
@@ -355,6 +356,13 @@ def _take(case: PreparedCase, place: Place, slices: int, variation: Variation, o
         target = target * place.gain[case.own] + place.offset[case.own] * mask
     for room, image in zip(others, (target, mask, lesion), strict=True):
         room[0] = image
+
+
+def _across(block: Block, place: Place, case: PreparedCase, dims: int) -> tuple[Block, bool]:
+    """Let left and right change places where they lie across slices; return whether they still must within one."""
+    if dims == 3 or case.sideways < 2 or not place.flip:
+        return block, place.flip
+    return Block._make(part[..., ::-1, :, :] for part in block), False
 
 
 def _room(part: NDArray[Any], size: tuple[int, ...], flip: bool) -> NDArray[Any]:

@@ -26,6 +26,7 @@ from chiasm.prediction.model import Model
 from chiasm.prediction.passes import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
+from chiasm.preparation.planes import seen_by_networks
 from chiasm.recipe import Recipe
 from chiasm.training.attention import Phase
 from chiasm.training.batches import Batch, Sampling, draw_places, take_batch
@@ -132,7 +133,7 @@ class CodingLearner:
 
     def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
         self.recipe, self.plan, self.fabric = recipe, plan, fabric
-        self.roles = assign_roles(training, plan.trained_on)
+        self.roles = assign_roles(seen_by_networks(training, plan), plan.trained_on)
         seed = recipe.training.seed
         examples = draw_examples(self.roles, plan, count=recipe.training.batch, seed=seed)
         coder = make_players(recipe, plan, seed).generator.to(fabric.device)

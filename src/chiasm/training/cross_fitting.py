@@ -23,6 +23,7 @@ from chiasm.outputs import refuse_data_folder, refuse_foreign
 from chiasm.prediction.calibration import Calibration, mean_calibration, read_calibration
 from chiasm.prediction.model import replace_calibration
 from chiasm.prediction.model_files import CALIBRATION, PARTS
+from chiasm.preparation.plan import AXES, Plan
 from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe, read_recipe, write_recipe
 from chiasm.storage import read_json, write_json
@@ -31,6 +32,7 @@ from chiasm.training.run import train as train_one
 from chiasm.training.run_planning import PlannedRun, check_recipe, cohort_of, plan_run, resolve_models, with_split
 from chiasm.training.session import Say, Watcher
 
+EVEN = 1.2  # largest ratio of voxel sides that count as alike
 OWN = "calibrations.json"  # of each model, on the part that it did not learn from
 
 
@@ -89,11 +91,12 @@ def train(
         say(_announce(recipe))
         runs: list[Run] = []
         for number in range(1, models + 1):
-            say(f"model {number} of {models}")
             place = folder / PARTS / str(number)
             part = part_of(recipe, number, place, fitted=minutes is not None)
             time = None if minutes is None else minutes / models
             like = runs[0].plan if runs else None
+            part = part if like is None else _in_its_plane(part, number, place, like)
+            say(f"model {number} of {models}{'' if part.data.plane == 'auto' else f', of {part.data.plane} slices'}")
             aside = {"watcher": _watcher_in(place, watcher), "cache": folder / "cache", "like": like}
             runs.append(one(cohort, part, place, minutes=time, announce=begin, **aside))
         _exchange_calibrations(folder, [run.folder for run in runs])
@@ -167,6 +170,28 @@ def part_of(recipe: Recipe, number: int, place: Path, *, fitted: bool) -> Recipe
         steps = read_recipe(place / "recipe.toml").schedule.steps
     part = with_split(recipe, fold=number - 1)
     return part.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": steps})})
+
+
+def _in_its_plane(part: Recipe, number: int, place: Path, first: Plan) -> Recipe:
+    """Let each model see slices of the next plane, if the recipe leaves it open and they suit the first one's plan.
+
+    Models that see different planes err less alike, so their mean errs less.  What an earlier call chose holds.
+    """
+    if part.data.plane != "auto":
+        return part
+    if (place / "recipe.toml").is_file():
+        plane = read_recipe(place / "recipe.toml").data.plane
+    else:
+        plane = [*AXES][(number - 1) % len(AXES)] if _suits_any_plane(first) else "auto"
+    return part.model_copy(update={"data": part.data.model_copy(update={"plane": plane})})
+
+
+def _suits_any_plane(plan: Plan) -> bool:
+    """Return whether slices of all planes show as much: voxels are as long as wide, and bodies high enough."""
+    if plan.dims == 3 or plan.degradation is not None:
+        return False
+    least = min(size / step for size, step in zip(plan.body_mm[0], plan.spacing_mm))
+    return max(plan.spacing_mm) <= EVEN * min(plan.spacing_mm) and least >= min(plan.patch) / 2
 
 
 def _check(data: Path | Cohort, recipe: Recipe, folder: Path) -> None:

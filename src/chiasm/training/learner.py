@@ -20,6 +20,7 @@ from chiasm.prediction.model import Model
 from chiasm.prediction.passes import Maps, Networks, synthesise_prepared
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.preparation.plan import Plan
+from chiasm.preparation.planes import seen_by_networks
 from chiasm.recipe import Average, Recipe
 from chiasm.training import attention, ranks
 from chiasm.training.batches import Variation, lesion_voxels
@@ -49,6 +50,7 @@ class Learner:
     def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
         self.recipe, self.plan, self.fabric = recipe, plan, fabric
         self.trainables = Trainables(recipe, plan, fabric)
+        training = seen_by_networks(training, plan)
         variation = _make_variation(recipe, plan, training)
         self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables, variation)
         self.state = TrainingState().to(fabric.device)
@@ -184,6 +186,6 @@ def _make_variation(recipe: Recipe, plan: Plan, training: Sequence[PreparedCase]
     """Fit the tables that varied patches of training cases need, if the recipe has such patches."""
     shares, contrasts = varied_shares(recipe, plan), (*plan.sources, plan.target)
     classes = find_classes(training, recipe.training.seed) if shares.classes or shares.simulated else None
-    painter = make_painter(training, contrasts, plan.spacing_mm) if shares.painted or shares.simulated else None
+    painter = make_painter(training, contrasts, plan.seen_mm) if shares.painted or shares.simulated else None
     grown = grow_lesions(training, painter, recipe.training.seed) if painter and shares.simulated else ()
     return Variation(classes, painter, grown)

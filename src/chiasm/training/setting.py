@@ -50,7 +50,7 @@ class Setting:
 
     def sigma(self, millimetres: float) -> tuple[float, ...]:
         """Return a width in voxels, along each axis of a patch."""
-        return tuple(millimetres / spacing for spacing in self.plan.spacing_mm[: self.plan.dims])
+        return tuple(millimetres / spacing for spacing in self.plan.seen_mm[: self.plan.dims])
 
     def seed(self, step: int, purpose: int, turn: int) -> int:
         """Number the draws of a run: above the 55 bits that seed, step and purpose can fill stands the turn."""
