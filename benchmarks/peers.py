@@ -219,7 +219,7 @@ def train_three(task: Task, plane: str) -> tuple[int, float]:
     cohort = assign(task)
     steps = count_steps(task, cohort)
     start = peers_konfai.seconds_used()
-    asked = ["data.sources=['t1']", "data.target=t2", f"data.plane={plane}", "split.models=3"]
+    asked = ["data.sources=['t1']", "data.target=t2", f"data.plane={plane}", "split.folds=auto", "split.models=3"]
     asked += [f"training.seed={task.seed}", "training.accelerator=cpu", f"schedule.steps={steps}"]
     recipe = make_recipe("l2-expected-error", "small", {}, asked)
     alone = replace(cohort, cases=tuple(task.learning))

@@ -48,10 +48,10 @@ SLOW_MODULES = frozenset(
     """
     bad_cases bench benchmarks_scale bids cohorts_labels docs_notebook evaluation_doses evaluation_predictions
     faults_in_runs faults_on_disks networks_sparse_coding pipeline prediction_compiled prediction_dicom_case
-    prediction_export prediction_hostile prediction_monai_bundle preparation_bias_field reading_once reading_options
-    reports_progress_page runners serving_dicom_gate serving_dicom_node serving_dicomweb simulation_phantom site
-    studies_completion studies_study training_cascade training_coding training_cost training_cross_fitting
-    training_ranks training_registered training_run training_waiting volumes_corpus
+    prediction_export prediction_hostile prediction_monai_bundle preparation_bias_field preparation_planes reading_once
+    reading_options reports_progress_page runners serving_dicom_gate serving_dicom_node serving_dicomweb
+    simulation_phantom site studies_completion studies_study training_cascade training_coding training_cost
+    training_cross_fitting training_ranks training_registered training_run training_waiting volumes_corpus
     """.split()  # noqa: SIM905
 )
 

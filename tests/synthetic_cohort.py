@@ -113,13 +113,19 @@ def write_cohort(folder: Path, count: int = 4, *, masked: bool = False) -> Cohor
     return Cohort(folder, "synthetic", cases, {"lesion": (4,)})
 
 
-def write_brats(folder: Path, count: int = 6, *, shape: tuple[int, int, int] = SHAPE) -> Path:
+def write_brats(
+    folder: Path,
+    count: int = 6,
+    *,
+    shape: tuple[int, int, int] = SHAPE,
+    spacing: tuple[float, float, float] = SPACING,
+) -> Path:
     """Write a cohort as BraTS lays it out: CASE/CASE_{t1,t2,seg}.nii.gz."""
     for number in range(1, count + 1):
         name = f"Toy_{number:04d}"
         source, target, labels = pair(number, (1.0, 3.0, 0.5)[number % 3], shape)
         for kind, array in {"t1": source, "t2": target, "seg": labels}.items():
-            save(folder / name / f"{name}_{kind}.nii.gz", array, affine())
+            save(folder / name / f"{name}_{kind}.nii.gz", array, affine(spacing))
     return folder
 
 
