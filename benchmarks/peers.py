@@ -6,7 +6,8 @@
 DATA is a folder in the layout of BraTS; its subjects are tested two at a time, in the order of their names, and each
 tool learns from all others, for SECONDS of one thread.  "chiasm" is what `chiasm train` does by default, as one model
 and with its steps counted beforehand; its images are judged as `chiasm predict` makes them, and of one pass.  Three
-models share the steps and the cases, and each sees slices of another plane; "axial" lets all see axial ones.  MONAI's
+models share the steps and the cases, and each sees slices of another plane; "axial" lets all see axial ones, and "even"
+takes the shading out of all images (`data.bias_correction=n4`; they are judged by the truth as scanned).  MONAI's
 is a BasicUNet (2D, three slices in, L1, Adam with cosine decay, images scaled by mean and SD of the brain, flips);
 KonfAI's is in `peers_konfai.py`; the look-up has 64 bins of the scaled source.  `levers.judge` scores all of them:
 truth in SD of the brain, the prediction fitted to it by one affine map.  Patients of --unseen folders are predicted by
@@ -175,11 +176,15 @@ class Task(NamedTuple):
     folder: Path
 
 
-def chiasm_recipe(seed: int, steps: int) -> Recipe:
-    """Return what `chiasm train --source t1 --target t2` takes by default, for one model and no other split."""
-    asked = ["data.sources=['t1']", "data.target=t2", "split.folds=1", "split.validation=0", f"training.seed={seed}"]
-    asked += ["training.accelerator=cpu", f"schedule.steps={steps}"]
-    return make_recipe("l2-expected-error", "small", {}, asked)
+ONE = ("split.folds=1", "split.validation=0")
+THREE = ("split.folds=auto", "split.models=3")
+
+
+def chiasm_recipe(seed: int, steps: int, asked: Sequence[str] = ONE) -> Recipe:
+    """Return what `chiasm train --source t1 --target t2` takes by default, with the settings that are asked for."""
+    fixed = ["data.sources=['t1']", "data.target=t2", f"training.seed={seed}"]
+    fixed += ["training.accelerator=cpu", f"schedule.steps={steps}"]
+    return make_recipe("l2-expected-error", "small", {}, [*fixed, *asked])
 
 
 def count_steps(task: Task, cohort: Cohort) -> int:
@@ -204,24 +209,22 @@ def assign(task: Task) -> Cohort:
     return replace(find_cohort(task.learning[0].images["t1"].parents[1]), cases=tuple(roles))
 
 
-def train_chiasm(task: Task) -> tuple[int, float]:
+def train_chiasm(task: Task, *asked: str) -> tuple[int, float]:
     """Train as the command does."""
     cohort = assign(task)
     steps = count_steps(task, cohort)
     start = peers_konfai.seconds_used()
-    recipe = chiasm_recipe(task.seed, steps)
+    recipe = chiasm_recipe(task.seed, steps, [*ONE, *asked])
     train(cohort, recipe, task.folder / "run", say=lambda _: None, cache=task.out / "cache", threads=1)
     return steps, peers_konfai.seconds_used() - start
 
 
-def train_three(task: Task, plane: str) -> tuple[int, float]:
+def train_three(task: Task, *asked: str) -> tuple[int, float]:
     """Train three models that share the cases to learn from and the steps, as the command does for few subjects."""
     cohort = assign(task)
     steps = count_steps(task, cohort)
     start = peers_konfai.seconds_used()
-    asked = ["data.sources=['t1']", "data.target=t2", f"data.plane={plane}", "split.folds=auto", "split.models=3"]
-    asked += [f"training.seed={task.seed}", "training.accelerator=cpu", f"schedule.steps={steps}"]
-    recipe = make_recipe("l2-expected-error", "small", {}, asked)
+    recipe = chiasm_recipe(task.seed, steps, [*THREE, *asked])
     alone = replace(cohort, cases=tuple(task.learning))
     train_several(alone, recipe, task.folder / "run", say=lambda _: None, threads=1)
     return steps, peers_konfai.seconds_used() - start
@@ -270,11 +273,14 @@ class Tool(NamedTuple):
     predict: Callable[[Task, Sequence[Case]], list[Image]]
 
 
+EVEN = "data.bias_correction=n4"
 TOOLS: Mapping[str, Tool] = {
     "chiasm": Tool("chiasm", train_chiasm, predict_chiasm),
     "chiasm, one pass": Tool("chiasm", train_chiasm, lambda task, cases: predict_chiasm(task, cases, "none")),
-    "chiasm, three models": Tool("chiasm-three", lambda task: train_three(task, "auto"), predict_chiasm),
-    "chiasm, three axial": Tool("chiasm-axial", lambda task: train_three(task, "axial"), predict_chiasm),
+    "chiasm, three models": Tool("chiasm-three", train_three, predict_chiasm),
+    "chiasm, three axial": Tool("chiasm-axial", lambda task: train_three(task, "data.plane=axial"), predict_chiasm),
+    "chiasm, even": Tool("chiasm-even", lambda task: train_chiasm(task, EVEN), predict_chiasm),
+    "chiasm, three models, even": Tool("chiasm-three-even", lambda task: train_three(task, EVEN), predict_chiasm),
     "MONAI BasicUNet": Tool("monai", learn_monai, show_monai),
     "KonfAI UNet": Tool("konfai", learn_konfai, lambda task, cases: peers_konfai.predict(task.folder, cases)),
     "look-up": Tool("look-up", lambda _: (0, 0.0), look_up),
