@@ -30,6 +30,7 @@ CALLED = {
     "spacing_mm": "Voxels in mm",
     "dims": "Dimensions",
     "slices": "Slices",
+    "plane": "Plane of the slices",
     "patch": "Patch in voxels",
     "source_kinds": "Intensities of the source",
     "target_kind": "Intensities of the target",
