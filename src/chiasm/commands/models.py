@@ -335,7 +335,8 @@ def export(
     from chiasm.prediction.export import export as run_export
 
     made = run_export(run, out, to, average=average, trust=several(trust))
-    say(f"network: {made.network} (differs from torch by {made.deviation:.1g} of the range)")
+    for network in made.networks:
+        say(f"network: {network} (differs from torch by at most {made.deviation:.1g} of the range)")
     say(f"what surrounds it: {made.card}")
     say(f"predicts without chiasm: python {made.script} SOURCE.nii.gz -o OUT")
     if to == "monai-bundle":

@@ -3,14 +3,15 @@
 A MONAI bundle holds the same three, in the folders of a bundle.
 
 The network is all that follows the normalised sources and the mask, of one model or of several as one: from a slice (or
-a volume) of any size to the image, the expected error and the spread in the target's unit.  `model.json` says what it
-includes and what comes before; `predict.py` does that with numpy and nibabel.
+a volume) of any size to the image, the expected error and the spread in the target's unit.  Models that see slices of
+different planes are one network for each plane.  `model.json` says what a network includes, what comes before, and how
+several are combined; `predict.py` does that with numpy and nibabel.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
@@ -29,25 +30,28 @@ from chiasm.methods import title_of
 from chiasm.outputs import refuse_foreign
 from chiasm.prediction.compiled import TOLERANCE, convert_network, deviation, export_network, import_openvino
 from chiasm.prediction.ensemble import common_average, name_of
-from chiasm.prediction.exported_network import ExportedNetwork
+from chiasm.prediction.exported_network import ExportedNetwork, outputs_of
 from chiasm.prediction.folders import load_models
 from chiasm.prediction.model import Model, source_channels
 from chiasm.prediction.model_files import single_runs
 from chiasm.prediction.monai_bundle import FILES, write_bundle
 from chiasm.prediction.passes import is_blended, networks_of
 from chiasm.preparation.arrays import MARGIN, RANK_SD, SAME_SPACING
-from chiasm.recipe import Average
+from chiasm.preparation.plan import AXES
+from chiasm.recipe import Average, Plane
 from chiasm.storage import copy_file, temporary_beside, write_json, write_text, writing
 
 Form = Literal["onnx", "openvino", "torch", "monai-bundle"]
 
-FORMAT = 2
+#: Of the card.  Programs that read the first know no other plane and no second network, so they must refuse the second.
+FORMAT, FORMAT_OF_PLANES = 2, 3
 CARD, SCRIPT = "model.json", "predict.py"
+#: Kinds of a network's files; the first one is loaded.
 NETWORK: Mapping[Form, tuple[str, ...]] = {
-    "onnx": ("model.onnx",),
-    "openvino": ("model.xml", "model.bin"),
-    "torch": ("model.pt2",),
-    "monai-bundle": ("model.pt2",),
+    "onnx": ("onnx",),
+    "openvino": ("xml", "bin"),
+    "torch": ("pt2",),
+    "monai-bundle": ("pt2",),
 }
 #: Folders of the network and of card and script, from the folder of the results.
 FOLDERS: Mapping[Form, tuple[str, str]] = {"monai-bundle": ("models", "scripts")}
@@ -57,23 +61,38 @@ SAME_SIZE = 1e-3  # relative difference of voxel sizes up to which networks of s
 INPUTS: Mapping[str, str] = {"dimensions": "dims", "neighbouring slices": "slices", "use of ranks": "histogram"}
 PATCH = {2: 64, 3: 32}  # most voxels of a side of what is compared, by dimensions
 
+#: How the images of several networks are combined, for people who write their own program.
+COMBINATION: Mapping[str, str] = {
+    "n": "number of a network's models",
+    "N": "sum of n over all networks",
+    "image": "sum of n * image over all networks, divided by N",
+    "expected-error": "sum of n * expected-error over all networks, divided by N; only where `outputs` names it",
+    "spread": "square root of (the sum of (n - 1) * spread^2 + n * (image - combined image)^2 over all networks, "
+    "divided by N - 1); a network of one model has no spread: take 0",
+}
+
 
 class Exported(NamedTuple):
     """The files of an export.
 
     Attributes:
         folder: Of the results.
-        network: The file of the network.
+        networks: The file of each network: one, or of models that see different planes one for each plane.
         card: `model.json`.
         script: `predict.py`.
-        deviation: Largest difference from torch on noise, as a share of each output's range.
+        deviation: Largest difference of a network from torch on noise, as a share of each output's range.
     """
 
     folder: Path
-    network: Path
+    networks: tuple[Path, ...]
     card: Path
     script: Path
     deviation: float
+
+    @property
+    def network(self) -> Path:
+        """The file of the network, of several the first one."""
+        return self.networks[0]
 
 
 def export(
@@ -84,7 +103,7 @@ def export(
     Args:
         run: A run folder or its model folder; of several, or of a run of several models, the mean is exported, as
             `predict` averages them.
-        out: Where network, `model.json` and `predict.py` go.
+        out: Where the networks, `model.json` and `predict.py` go.
         to: "onnx", "openvino", "torch" (a `.pt2` of `torch.export`), or "monai-bundle" (the same as a MONAI bundle).
         average: As for `predict`: whether the network makes the mean over image and mirror image.
         trust: As for `load_model`.
@@ -102,32 +121,72 @@ def export(
         for model in models:
             _check_model(model)
         _check_inputs(models, runs)
-        averaged = common_average(average, models)
-        places = _places(form, out)
+        averaged, parts = common_average(average, models), _by_plane(models, form)
+        places = _places(form, out, parts)
         if not places.card.is_file():
             others = FILES if form == "monai-bundle" else ()
-            own = [path.relative_to(out).as_posix() for path in (*places.networks, places.card, places.script)]
+            own = [path.relative_to(out).as_posix() for path in (*places.files, places.card, places.script)]
             refuse_foreign(out, [*own, *others])
-        network = ExportedNetwork(models, averaged)
-        found = _write(form, network, _shapes(models), places.networks, out)
-        write_json(places.card, describe_export(models, form, network.outputs, averaged))
+        seen = [[models[number] for number in part.models] for part in parts]
+        networks = [(ExportedNetwork(some, averaged, models), _shapes(some)) for some in seen]
+        found = _write(form, networks, places, out)
+        write_json(places.card, describe_export(models, form, parts, averaged))
         write_text(places.script, (files("chiasm.prediction") / "exported" / "predict.py.txt").read_text("utf-8"))
         if form == "monai-bundle":
-            write_bundle(out, models, places.networks[0].relative_to(out).as_posix(), network.outputs)
-    return Exported(out, places.networks[0], places.card, places.script, found)
+            write_bundle(out, models, [path.relative_to(out).as_posix() for path in places.firsts], seen)
+    return Exported(out, places.firsts, places.card, places.script, found)
+
+
+class Part(NamedTuple):
+    """A network of an export, and its place.
+
+    Attributes:
+        plane: Of the slices that it sees; of a network in 3D "axial", as in its plan.
+        models: The numbers of its models among those that are exported, from 0.
+        outputs: Names of its output channels.
+        files: Names of its files; the first one is loaded.
+    """
+
+    plane: Plane
+    models: tuple[int, ...]
+    outputs: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+def _by_plane(models: Sequence[Model], form: Form) -> list[Part]:
+    """Put models that see slices of one plane into one network, in the order in which the planes occur."""
+    planes = tuple(dict.fromkeys(model.plan.plane for model in models))
+    parts = []
+    for plane in planes:
+        numbers = tuple(number for number, model in enumerate(models) if model.plan.plane == plane)
+        outputs = outputs_of([models[number] for number in numbers], models)
+        stem = "model" if len(planes) == 1 else f"model-{plane}"
+        parts.append(Part(plane, numbers, tuple(outputs), tuple(f"{stem}.{kind}" for kind in NETWORK[form])))
+    return parts
 
 
 class _Places(NamedTuple):
-    """The places of an export: files of the network, card, script."""
+    """The places of an export: files of each network, card, script."""
 
-    networks: list[Path]
+    networks: tuple[tuple[Path, ...], ...]
     card: Path
     script: Path
 
+    @property
+    def files(self) -> list[Path]:
+        """The files of all networks."""
+        return [path for network in self.networks for path in network]
 
-def _places(form: Form, out: Path) -> _Places:
+    @property
+    def firsts(self) -> tuple[Path, ...]:
+        """The file of each network that is loaded."""
+        return tuple(network[0] for network in self.networks)
+
+
+def _places(form: Form, out: Path, parts: Iterable[Part]) -> _Places:
     models, scripts = (out / folder for folder in FOLDERS.get(form, ("", "")))
-    return _Places([models / name for name in NETWORK[form]], scripts / CARD, scripts / SCRIPT)
+    networks = tuple(tuple(models / name for name in part.files) for part in parts)
+    return _Places(networks, scripts / CARD, scripts / SCRIPT)
 
 
 def _check_form(to: str) -> Form:
@@ -191,37 +250,47 @@ def _refusing() -> Iterator[None]:
         ) from error
 
 
-def _write(
-    form: Form, network: nn.Module, shapes: Sequence[tuple[int, ...]], places: Sequence[Path], out: Path
-) -> float:
-    """Write a network and compare the file with torch before it gets its name; return the largest difference."""
-    with _refusing():
-        exported = export_network(network, shapes[0])
-    trial = temporary_beside(out / "trial")
+#: A network, and two shapes of its input (see `_shapes`).
+Shaped = tuple[nn.Module, Sequence[tuple[int, ...]]]
+
+
+def _write(form: Form, networks: Iterable[Shaped], places: _Places, out: Path) -> float:
+    """Write networks and compare each with torch before a file gets its name; return the largest difference."""
+    trial, found = temporary_beside(out / "trial"), 0.0
     with writing(out):
         trial.mkdir()  # beside the results: what a killed export leaves there is removed by the next one
     try:
-        path = trial / NETWORK[form][0]
-        program, found = _WRITERS[form](exported, shapes[0], path), 0.0
-        for shape in shapes:
-            noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-            with _refusing():
-                made = program(noise)
-            found = max(found, deviation(made, network(noise).detach().numpy()))
-        if not found <= TOLERANCE:
-            raise RunError(
-                f"{form} computes other values than torch",
-                path=places[0],
-                reason="engine",
-                found=f"{found:.2g} of the range",
-                expected=f"at most {TOLERANCE:g}",
-                hint="Export to another form.",
-            )
-        for target in places:
-            copy_file(path.with_name(target.name), target)
+        for network, place in zip(networks, places.firsts, strict=True):
+            difference = _write_one(form, network, trial / place.name)
+            if not difference <= TOLERANCE:
+                raise RunError(
+                    f"{form} computes other values than torch",
+                    path=place,
+                    reason="engine",
+                    found=f"{difference:.2g} of the range",
+                    expected=f"at most {TOLERANCE:g}",
+                    hint="Export to another form.",
+                )
+            found = max(found, difference)
+        for target in places.files:
+            copy_file(trial / target.name, target)
     finally:
         shutil.rmtree(trial, ignore_errors=True)
     return found
+
+
+def _write_one(form: Form, network: Shaped, path: Path) -> float:
+    """Write a network; return its largest difference from torch on noise of two sizes."""
+    module, shapes = network
+    with _refusing():
+        exported = export_network(module, shapes[0])
+    program, differences = _WRITERS[form](exported, shapes[0], path), []
+    for shape in shapes:
+        noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+        with _refusing():
+            made = program(noise)
+        differences.append(deviation(made, module(noise).detach().numpy()))
+    return float(np.max(differences))  # not a number, if one is
 
 
 #: Runs a network that was written on an image (1, C, *S).
@@ -279,24 +348,22 @@ def _check_inputs(models: Sequence[Model], runs: Sequence[Path]) -> None:
                 )
 
 
-def describe_export(models: Sequence[Model], form: Form, outputs: Sequence[str], average: Average) -> dict[str, Any]:
-    """Describe what the network does, and the steps before and after it, in plain numbers and texts.
+def describe_export(models: Sequence[Model], form: Form, parts: Sequence[Part], average: Average) -> dict[str, Any]:
+    """Describe what the networks do, and the steps before and after them, in plain numbers and texts.
 
     Args:
         models: That are exported as one.
-        form: Of the network's file.
-        outputs: Names of the network's output channels.
+        form: Of the networks' files.
+        parts: The networks.
         average: "flip" for the mean over image and mirror image.
     """
     plan, name = models[0].plan, name_of(models)
     titles = " and ".join(dict.fromkeys(title_of(model.recipe.method) for model in models))
     return {
-        "format": FORMAT,
-        "network": "../models/model.pt2" if form == "monai-bundle" else NETWORK[form][0],
+        **_describe_networks(models, form, parts),
         "form": "torch" if form == "monai-bundle" else form,
         "model": {"method": titles, "count": len(models), "sha256": name.sha256},
         "notice": "Synthetic images for research; not for diagnostic use.",
-        "axes": "RAS: from right to left, back to front, feet to head; the network sees slices of the first two",
         "dims": plan.dims,
         "slices": plan.slices if plan.dims == 2 else 1,
         "spacing_mm": list(plan.spacing_mm),
@@ -306,16 +373,38 @@ def describe_export(models: Sequence[Model], form: Form, outputs: Sequence[str],
         "window_hu": list(plan.window_hu),
         "ranks": {"used": plan.histogram, "sd": RANK_SD},
         "target": {"name": plan.target, "unit": plan.target_unit, "background": plan.target_background},
-        "outputs": list(outputs),
+        "outputs": outputs_of(models, models),
         "network_includes": {
             "padding_to_multiples_of": max(networks_of(model).multiple for model in models),
             "target_unit": True,
-            "mean_of_models": len(models),
+            **({"mean_of_models": len(models)} if len(parts) == 1 else {}),
             "mean_with_mirror_image": average == "flip",
             "calibration_of_expected_error": [model.calibration is not None for model in models],
         },
         "models": [_describe_model(model) for model in models],
     }
+
+
+def _describe_networks(models: Sequence[Model], form: Form, parts: Sequence[Part]) -> dict[str, Any]:
+    """Describe where the networks lie, which slices each one sees, which models it contains, how they are combined."""
+    folder, is_flat = "../models/" if form == "monai-bundle" else "", models[0].plan.dims == 2
+    networks = [
+        {
+            "file": folder + part.files[0],
+            "plane": part.plane if is_flat else None,
+            "axes": list(AXES[part.plane]),  # 0, 1, 2 of the volume: those of a slice, then the one across slices
+            "models": list(part.models),
+            "outputs": list(part.outputs),
+        }
+        for part in parts
+    ]
+    ras = "RAS: from left to right, back to front, feet to head"
+    if len(parts) == 1 and parts[0].plane == "axial":
+        seen = "the network sees slices of the first two"
+        return {"format": FORMAT, "network": networks[0]["file"], "networks": networks, "axes": f"{ras}; {seen}"}
+    seen = "`networks` says by numbers from 0 which two are those of the slices that each one sees; the third is across"
+    combination = {"combination": COMBINATION} if len(parts) > 1 else {}
+    return {"format": FORMAT_OF_PLANES, "networks": networks, **combination, "axes": f"{ras}; {seen}"}
 
 
 def _describe_model(model: Model) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The network that is exported: of one model or several, from sources and mask to images in the target's unit.
+"""The networks that are exported: of one model or several, from sources and mask to images in the target's unit.
 
-It pads what it gets to the sizes that the models take, averages mirror images where that is asked for, assesses the
+Models that see slices of one plane are one network, as they take the same stack; those of another plane are another.
+It pads what it gets to the sizes that its models take, averages mirror images where that is asked for, assesses the
 image, and converts to the unit of the first model, as `synthesise` and `average_models` do.  Every step is written so
 that ONNX and OpenVINO can follow it for images of any size: no remainder of a size, no branch on one.
 """
@@ -75,6 +76,7 @@ class ExportedMember(nn.Module):
         frozen = Networks(generator, local_discriminator, refiner, difficulties=False).of_any_size
         conditional = model.recipe.discriminators.conditional
         self.channels, self.multiple, self.is_mirrored = source_channels(plan), networks.multiple, is_mirrored
+        self.slices, self.is_sideways = plan.slices, plan.axes.index(0) >= plan.dims  # left and right lie across slices
         alone = frozen._replace(local_discriminator=None) if is_mirrored and refiner is None else frozen
         self.chain = Chain(alone, channels=self.channels, conditional=conditional)
         self.assessment: Assessment | None = None  # of the mean of two images
@@ -91,7 +93,7 @@ class ExportedMember(nn.Module):
         """Map sources and mask, (1, channels + slices, *S), to image and, where there is one, expected error."""
         made = self._padded(self.chain, stack)
         if self.is_mirrored:
-            made = (made[:, :1] + self._padded(self.chain, stack.flip(2))[:, :1].flip(2)) / 2
+            made = (made[:, :1] + self._of_mirror_image(stack)) / 2
         if self.assessment is not None:
             source, masks = stack[:, : self.channels], stack[:, self.channels :]
             middle = masks.shape[1] // 2
@@ -107,6 +109,16 @@ class ExportedMember(nn.Module):
             error = self.calibration(error)
         return torch.cat([image, error * self.size_of_one], dim=1)
 
+    def _of_mirror_image(self, stack: Tensor) -> Tensor:
+        """Return the image that is made of the mirror image, mirrored back, (1, 1, *S).
+
+        Where slices lie across left and right, the mirror image holds the same slices in the opposite order.
+        """
+        if not self.is_sideways:
+            return self._padded(self.chain, stack.flip(2))[:, :1].flip(2)
+        reversed_slices = torch.unflatten(stack, 1, (-1, self.slices)).flip(2).flatten(1, 2)
+        return self._padded(self.chain, reversed_slices)[:, :1]
+
     def _padded(self, network: nn.Module, stack: Tensor) -> Tensor:
         """Run a network on images of any size, (1, C, *S) to (1, C_out, *S)."""
         sizes = stack.shape[2:]
@@ -120,29 +132,29 @@ class ExportedMember(nn.Module):
         return made
 
 
+def outputs_of(models: Sequence[Model], among: Sequence[Model]) -> list[str]:
+    """Name the images of some models among all that are averaged: a spread needs two, the expected error all."""
+    has_error = all(model.local_discriminator is not None for model in among)
+    return ["image", *(["expected-error"] if has_error else []), *(["spread"] if len(models) > 1 else [])]
+
+
 class ExportedNetwork(nn.Module):
-    """One model or the mean of several, in the unit of the first.
+    """One model or the mean of several.
 
     Args:
-        models: What `check_agreement` accepts, with networks that take the same input.
+        models: With networks that take the same input.
         average: "flip" for the mean over image and mirror image.
+        among: All models that are averaged, which `check_agreement` accepts, these among them.  The unit is that of
+            the first; there is an expected error if all have one.
     """
 
-    def __init__(self, models: Sequence[Model], average: Average) -> None:
+    def __init__(self, models: Sequence[Model], average: Average, among: Sequence[Model]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(
-            ExportedMember(model, models[0], is_mirrored=average == "flip") for model in models
-        )
-        self.has_error = all(model.local_discriminator is not None for model in models)
+        self.members = nn.ModuleList(ExportedMember(model, among[0], is_mirrored=average == "flip") for model in models)
+        self.outputs = outputs_of(models, among)  # names of the output's channels
         self.eval()
         for tensor in (*self.parameters(), *self.buffers()):  # each with a storage of its own, as it is written
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-
-    @property
-    def outputs(self) -> list[str]:
-        """The names of the output's channels."""
-        spread = ["spread"] if len(self.members) > 1 else []
-        return ["image", *(["expected-error"] if self.has_error else []), *spread]
 
     def forward(self, stack: Tensor) -> Tensor:
         """Map sources and mask, (1, channels + slices, *S), to `outputs` in the target's unit, (1, outputs, *S)."""
@@ -151,7 +163,7 @@ class ExportedNetwork(nn.Module):
         count = len(images)
         mean = sum(images[1:], images[0]) / count
         found = [mean]
-        if self.has_error:
+        if "expected-error" in self.outputs:
             found.append(sum((one[:, 1:2] for one in made[1:]), made[0][:, 1:2]) / count)
         if count > 1:
             squares = [(image - mean) ** 2 for image in images]

@@ -1,8 +1,11 @@
-"""The files of a MONAI bundle around an exported network: its inputs and outputs, and how to run it.
+"""The files of a MONAI bundle around exported networks: their inputs and outputs, and how to run them.
 
 A bundle is a folder: `configs/metadata.json` describes it, `configs/inference.json` says in MONAI's language
 of configurations what `python -m monai.bundle run` does, `models/` holds the network and `scripts/` the code
 that both need.  Nothing in it needs chiasm.
+
+MONAI's format describes one network.  Of several, which see slices of different planes, that is the first; the others
+are loaded beside it.
 
 Reference:
     MONAI Bundle Specification, docs.monai.io; its fields are written here from that description.
@@ -19,6 +22,7 @@ from typing import Any
 from chiasm import __version__
 from chiasm.methods import title_of
 from chiasm.prediction.ensemble import name_of
+from chiasm.prediction.exported_network import outputs_of
 from chiasm.prediction.manifest import NOTICE
 from chiasm.prediction.model import Model, source_channels
 from chiasm.prediction.passes import networks_of
@@ -31,36 +35,39 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 NEWEST_TESTED = "1.6.1"  # MONAI that bundles were run with, where none is installed here
 
 
-def write_bundle(out: Path, models: Sequence[Model], network: str, outputs: Sequence[str]) -> None:
-    """Write the other files of a bundle beside its network.
+def write_bundle(
+    out: Path, models: Sequence[Model], networks: Sequence[str], members: Sequence[Sequence[Model]]
+) -> None:
+    """Write the other files of a bundle beside its networks.
 
     Args:
         out: Folder of the bundle.
         models: That are exported as one.
-        network: File of the network, from `out`.
-        outputs: Names of its output channels.
+        networks: File of each network, from `out`.
+        members: The models in each network.
 
     Raises:
         ChiasmError: If a file cannot be written.
     """
-    write_json(out / METADATA, metadata(models, outputs))
-    write_json(out / INFERENCE, inference(models[0], network))
+    write_json(out / METADATA, metadata(models, members))
+    write_json(out / INFERENCE, inference(models[0], networks))
     source = files("chiasm.prediction") / "exported"
     write_text(out / NETWORK_SCRIPT, (source / "network.py.txt").read_text("utf-8"))
     write_text(out / PACKAGE, '"""Code of this bundle."""\n')
     write_text(out / README, _readme(models[0]))
 
 
-def metadata(models: Sequence[Model], outputs: Sequence[str]) -> dict[str, Any]:
+def metadata(models: Sequence[Model], members: Sequence[Sequence[Model]]) -> dict[str, Any]:
     """Describe one model, or several that are exported as one, in the form of the bundle specification.
 
     Args:
         models: That are exported.
-        outputs: Names of the network's output channels.
+        members: The models in each network; the first network is the one whose data is described.
     """
     plan, name = models[0].plan, name_of(models)
     sources, titles = " and ".join(plan.sources), dict.fromkeys(title_of(model.recipe.method) for model in models)
     mean = f"mean of {len(models)} models, " if len(models) > 1 else ""
+    made = ", ".join(outputs_of(models, models))
     return {
         "schema": SCHEMA,
         "version": "0.1.0",
@@ -71,19 +78,32 @@ def metadata(models: Sequence[Model], outputs: Sequence[str]) -> dict[str, Any]:
         "required_packages_version": {name: _version(name) or "" for name in ("nibabel", "scipy")},
         "name": f"{sources} to {plan.target}",
         "task": f"Synthesis of {plan.target} from {sources}",
-        "description": f"{mean}{' and '.join(titles)}: {', '.join(outputs)}. Model with sha256 {name.sha256}.",
+        "description": f"{mean}{' and '.join(titles)}: {made}. Model with sha256 {name.sha256}.{_in_planes(members)}",
         "authors": "whoever trained the model",
         "copyright": "of whoever trained the model",
         "intended_use": NOTICE,
         "network_data_format": {
-            "inputs": {"image": _tensor(models, _inputs(models[0]))},
-            "outputs": {"pred": _tensor(models, outputs)},
+            "inputs": {"image": _tensor(members[0], _inputs(models[0]))},
+            "outputs": {"pred": _tensor(members[0], outputs_of(members[0], models))},
         },
     }
 
 
+def _in_planes(members: Sequence[Sequence[Model]]) -> str:
+    """Say which planes the slices of the networks have, where not all are axial, as a further sentence."""
+    planes = [models[0].plan.plane for models in members]
+    if planes == ["axial"]:
+        return ""
+    if len(planes) == 1:
+        return f" The network sees {planes[0]} slices."
+    return (
+        f" {len(planes)} networks see {', '.join(planes[:-1])} and {planes[-1]} slices, and scripts/predict.py averages"
+        " them; network_data_format is that of the first network."
+    )
+
+
 def _tensor(models: Sequence[Model], channels: Sequence[str]) -> dict[str, Any]:
-    """Describe a tensor of the network; it takes sides of any size from 2, which the format cannot say."""
+    """Describe a tensor of a network; it takes sides of any size from 2, which the format cannot say."""
     plan, multiple = models[0].plan, max(networks_of(model).multiple for model in models)
     return {
         "type": "image",
@@ -109,8 +129,15 @@ def _inputs(model: Model) -> list[str]:
     return names
 
 
-def inference(model: Model, network: str) -> Mapping[str, Any]:
-    """Describe the steps of `monai.bundle run`: load the network, predict one case from files, write the images."""
+def inference(model: Model, networks: Sequence[str]) -> Mapping[str, Any]:
+    """Describe the steps of `monai.bundle run`: load the networks, predict one case from files, write the images."""
+    ends = ["", *(f"_{number}" for number in range(2, len(networks) + 1))]  # network, network_2, network_3
+    loaded: dict[str, Any] = {}
+    for end, file in zip(ends, networks, strict=True):
+        target = {"_target_": "scripts.network.ExportedNetwork", "path": f"$@bundle_root + '/{file}'"}
+        loaded |= {f"network_def{end}": target, f"network{end}": f"$@network_def{end}.to(@device)"}
+    functions = ", ".join(f"@network{end}.on_arrays" for end in ends)
+    given = functions if len(networks) == 1 else f"[{functions}]"
     return {
         "imports": ["$import torch", "$from scripts.predict import save"],
         "bundle_root": ".",
@@ -119,9 +146,8 @@ def inference(model: Model, network: str) -> Mapping[str, Any]:
         "source_files": [f"{name}.nii.gz" for name in model.plan.sources],
         "mask_file": None,
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
-        "network_def": {"_target_": "scripts.network.ExportedNetwork", "path": f"$@bundle_root + '/{network}'"},
-        "network": "$@network_def.to(@device)",
-        "run": ["$save(@source_files, @output_prefix, @mask_file, @network.on_arrays)"],
+        **loaded,
+        "run": [f"$save(@source_files, @output_prefix, @mask_file, {given})"],
     }
 
 
