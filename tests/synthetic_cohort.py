@@ -129,6 +129,14 @@ def write_brats(
     return folder
 
 
+def stored_as(axes: str, image: Path, out: Path) -> Path:
+    """Store an image with other axes, such as "PIL": to the back, down, to the left."""
+    ways = nib.orientations
+    read = nib.load(image)
+    nib.save(read.as_reoriented(ways.ornt_transform(ways.io_orientation(read.affine), ways.axcodes2ornt(axes))), out)
+    return out
+
+
 def forget_digests(predictions: Path) -> None:
     """Make the manifest of a prediction one of an earlier version, which did not say what its files were like."""
     path = predictions / "predictions.json"

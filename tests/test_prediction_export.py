@@ -26,6 +26,7 @@ from chiasm.prediction.model import load_model, save_model
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.training.players import make_players
 from conftest import QUICK, Sibling
+from synthetic_cohort import stored_as
 
 FORMS = ("torch", "onnx", "openvino")
 CLOSE = 1e-4  # of the range of what is made
@@ -106,21 +107,24 @@ def test_the_default_predicts_alike_without_chiasm(
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("A15", {}),
+        ("A15", {"data.plane": "sagittal", "generator.average": "flip"}),
         pytest.param("unet", {}, marks=pytest.mark.long),
         pytest.param("A14", {}, marks=pytest.mark.long),
         ("A1", {"data.dims": "3d", "data.patch": 16, "generator.average": "flip"}),
     ],
-    ids=["refiner", "unet", "ranks", "3d, averaged with its mirror image"],
+    ids=["refiner, sagittal, averaged with its mirror image", "unet", "ranks", "3d, averaged with its mirror image"],
 )
 def test_the_script_of_other_methods_predicts_alike(
     method: str, changes: dict[str, object], trained: Callable[..., Path], toy_cohort: Path, tmp_path: Path
 ) -> None:
     run = trained(method, **changes)
     export(run, tmp_path / "out", "torch")
-    source = next(toy_cohort.glob("*2/*_t1.nii.gz"))
+    source = stored_as("PIL", next(toy_cohort.glob("*2/*_t1.nii.gz")), tmp_path / "t1.nii.gz")
     here(tmp_path / "out", source)
     check_alike(run, tmp_path / "out", source)
+    plane, card = changes.get("data.plane", "axial"), json.loads((tmp_path / "out" / "model.json").read_text())
+    assert card["networks"][0]["plane"] == (None if "data.dims" in changes else plane)
+    assert ("network" in card) == (card["format"] == 2) == (plane == "axial")  # readers of format 2 know no planes
 
 
 @pytest.mark.long
@@ -164,45 +168,55 @@ def test_a_network_that_cannot_be_exported_for_any_size_is_refused(finished_run:
 
 @pytest.fixture(scope="module")
 def several(finished_run: Path, sibling: Sibling) -> list[Path]:
-    """Two models whose images have other units, one of which is not calibrated."""
+    """Three models; the images of the second have another unit, it is not calibrated, and sees another plane."""
     model = load_model(sibling("other"))
     plan, (low, high) = model.plan, model.plan.target_range
     knots = plan.target_reference
     ten = IntensityMap(knots.kind, tuple(10 * x for x in knots.values), knots.normalised)
     changed = replace(
         model,
-        plan=replace(plan, target_reference=ten, target_range=(10 * low, 10 * high)),
+        plan=replace(plan, target_reference=ten, target_range=(10 * low, 10 * high), plane="coronal"),
         calibration=None,
     )
     folder = sibling("bright")
     save_model(folder / "model", changed)
-    return [finished_run, folder]
+    return [finished_run, folder, sibling("third", shift=0.04)]
 
 
 @pytest.mark.parametrize(
     "form", ["onnx", pytest.param("openvino", marks=pytest.mark.long)]
 )  # as a bundle for MONAI: test_prediction_monai_bundle
-def test_several_models_are_exported_as_one_that_makes_their_mean(
+def test_several_models_are_exported_as_a_network_of_each_plane_and_make_their_mean(
     form: str, several: list[Path], toy_cohort: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[form])
-    average = "flip" if form == "openvino" else "auto"
-    assert export(several, tmp_path / "out", form, average=average).deviation <= CLOSE
-    source = next(toy_cohort.glob("*1/*_t1.nii.gz"))
-    here(tmp_path / "out", source)
-    check_alike(several, tmp_path / "out", source, average)
-    card = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert card["outputs"] == ["image", "expected-error", "spread"] and card["model"]["count"] == 2
+    average, out = "flip" if form == "openvino" else "auto", tmp_path / "out"
+    assert export(several, out, form, average=average).deviation <= CLOSE
+    source = stored_as("PIL", next(toy_cohort.glob("*1/*_t1.nii.gz")), tmp_path / "t1.nii.gz")
+    here(out, source)
+    check_alike(several, out, source, average)
+    card = json.loads((out / "model.json").read_text())
+    assert card["outputs"] == ["image", "expected-error", "spread"] and card["model"]["count"] == 3
+    names = [f"model-{plane}.{'xml' if form == 'openvino' else 'onnx'}" for plane in ("axial", "coronal")]
+    assert card["networks"] == [
+        {"file": names[0], "plane": "axial", "axes": [0, 1, 2], "models": [0, 2], "outputs": card["outputs"]},
+        {"file": names[1], "plane": "coronal", "axes": [0, 2, 1], "models": [1], "outputs": card["outputs"][:2]},
+    ]
     includes = card["network_includes"]
-    assert includes["mean_of_models"] == 2 and includes["mean_with_mirror_image"] == (average == "flip")
-    assert includes["calibration_of_expected_error"] == [True, False]
+    assert card["combination"]["N"] and includes["mean_with_mirror_image"] == (average == "flip")
+    assert includes["calibration_of_expected_error"] == [True, False, True]
     assert [one["sha256"] for one in card["models"]] == [load_model(run).sha256 for run in several]
+    with pytest.raises(ValueError, match="1 functions for 2 networks"):
+        runpy.run_path(str(out / "predict.py"), run_name="script")["predict"]([source], network=lambda stack: stack)
 
 
 def test_models_whose_networks_take_other_inputs_are_refused_together(
     finished_run: Path, sibling: Sibling, tmp_path: Path
 ) -> None:
-    for changes, told in (({"spacing_mm": (2.0, 2.0, 3.0)}, "voxel size"), ({"target": "flair"}, "the target")):
+    for changes, told in (
+        ({"spacing_mm": (2.0, 2.0, 3.0), "plane": "coronal"}, "voxel size"),
+        ({"target": "flair"}, "the target"),
+    ):
         with pytest.raises(ChiasmError, match=f"differ in .*{told.rpartition(' ')[2]}"):
             export([finished_run, sibling("else", **changes)], tmp_path / "out", "torch")
     assert not (tmp_path / "out").exists()

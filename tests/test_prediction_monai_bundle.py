@@ -19,6 +19,7 @@ from chiasm.methods import make_recipe
 from chiasm.prediction.export import export
 from chiasm.training.cross_fitting import train
 from conftest import QUICK
+from synthetic_cohort import stored_as, write_brats
 
 bundle = pytest.importorskip("monai.bundle")
 
@@ -147,22 +148,25 @@ def check_made(folder: Path, run: Path, source: Path, names: list[str]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:parsing config_file")  # it says that a bundle is code
-def test_a_run_of_several_models_is_one_bundle_with_its_mirror_images_and_its_spread(
-    toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_of_models_of_three_planes_is_one_bundle_with_its_mirror_images_and_its_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {**QUICK, "split.folds": "auto", "split.models": 2, "training.validations": 1, "schedule.steps": 8}
+    cohort = write_brats(tmp_path / "cohort", 4, shape=(34, 40, 28), spacing=(1.0, 1.0, 1.0))
+    changes = {**QUICK, "split.folds": "auto", "split.models": 3, "training.validations": 1, "schedule.steps": 8}
     recipe = make_recipe("l2-expected-error", "tiny", {**changes, "generator.average": "flip"})
     run, folder = tmp_path / "run", tmp_path / "out"
-    train(toy_cohort, recipe, run, say=lambda _: None)
+    train(cohort, recipe, run, say=lambda _: None)
     export(run, folder, "monai-bundle")
-    source = next(toy_cohort.glob("*1/*_t1.nii.gz"))
+    source = stored_as("LIP", next(cohort.glob("*1/*_t1.nii.gz")), tmp_path / "t1.nii.gz")
     into(folder, monkeypatch)
     bundle.run(config_file="configs/inference.json", source_files=[str(source)], output_prefix="eval/p1")
     check_made(folder / "eval", run, source, ["t2", "expected-error", "spread"])
     card = json.loads((folder / "scripts" / "model.json").read_text())
     assert card["network_includes"]["mean_with_mirror_image"] is True
+    assert [network["plane"] for network in card["networks"]] == ["axial", "coronal", "sagittal"]
     metadata = json.loads((folder / "configs" / "metadata.json").read_text())
-    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 3
+    assert "3 networks see axial, coronal and sagittal slices" in metadata["description"]
+    bundle.verify_net_in_out("network_def", **CONFIGS, device="cpu", n=3)  # the first network
 
 
 def test_a_bundle_is_written_again_and_files_of_somebody_else_stay(
