@@ -137,7 +137,7 @@ def export(
     return Exported(out, places.firsts, places.card, places.script, found)
 
 
-class Part(NamedTuple):
+class NetworkOfPlane(NamedTuple):
     """A network of an export, and its place.
 
     Attributes:
@@ -153,7 +153,7 @@ class Part(NamedTuple):
     files: tuple[str, ...]
 
 
-def _by_plane(models: Sequence[Model], form: Form) -> list[Part]:
+def _by_plane(models: Sequence[Model], form: Form) -> list[NetworkOfPlane]:
     """Put models that see slices of one plane into one network, in the order in which the planes occur."""
     planes = tuple(dict.fromkeys(model.plan.plane for model in models))
     parts = []
@@ -161,7 +161,7 @@ def _by_plane(models: Sequence[Model], form: Form) -> list[Part]:
         numbers = tuple(number for number, model in enumerate(models) if model.plan.plane == plane)
         outputs = outputs_of([models[number] for number in numbers], models)
         stem = "model" if len(planes) == 1 else f"model-{plane}"
-        parts.append(Part(plane, numbers, tuple(outputs), tuple(f"{stem}.{kind}" for kind in NETWORK[form])))
+        parts.append(NetworkOfPlane(plane, numbers, tuple(outputs), tuple(f"{stem}.{kind}" for kind in NETWORK[form])))
     return parts
 
 
@@ -183,7 +183,7 @@ class _Places(NamedTuple):
         return tuple(network[0] for network in self.networks)
 
 
-def _places(form: Form, out: Path, parts: Iterable[Part]) -> _Places:
+def _places(form: Form, out: Path, parts: Iterable[NetworkOfPlane]) -> _Places:
     models, scripts = (out / folder for folder in FOLDERS.get(form, ("", "")))
     networks = tuple(tuple(models / name for name in part.files) for part in parts)
     return _Places(networks, scripts / CARD, scripts / SCRIPT)
@@ -348,7 +348,9 @@ def _check_inputs(models: Sequence[Model], runs: Sequence[Path]) -> None:
                 )
 
 
-def describe_export(models: Sequence[Model], form: Form, parts: Sequence[Part], average: Average) -> dict[str, Any]:
+def describe_export(
+    models: Sequence[Model], form: Form, parts: Sequence[NetworkOfPlane], average: Average
+) -> dict[str, Any]:
     """Describe what the networks do, and the steps before and after them, in plain numbers and texts.
 
     Args:
@@ -385,7 +387,7 @@ def describe_export(models: Sequence[Model], form: Form, parts: Sequence[Part], 
     }
 
 
-def _describe_networks(models: Sequence[Model], form: Form, parts: Sequence[Part]) -> dict[str, Any]:
+def _describe_networks(models: Sequence[Model], form: Form, parts: Sequence[NetworkOfPlane]) -> dict[str, Any]:
     """Describe where the networks lie, which slices each one sees, which models it contains, how they are combined."""
     folder, is_flat = "../models/" if form == "monai-bundle" else "", models[0].plan.dims == 2
     networks = [
