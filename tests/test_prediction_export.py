@@ -190,7 +190,7 @@ def test_several_models_are_exported_as_a_network_of_each_plane_and_make_their_m
     form: str, several: list[Path], toy_cohort: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[form])
-    average, out = "auto" if form == "openvino" else "flip", tmp_path / "out"
+    average, out = "flip" if form == "openvino" else "auto", tmp_path / "out"
     assert export(several, out, form, average=average).deviation <= CLOSE
     source = stored_as("PIL", next(toy_cohort.glob("*1/*_t1.nii.gz")), tmp_path / "t1.nii.gz")
     here(out, source)
