@@ -118,7 +118,11 @@ def test_the_script_of_other_methods_predicts_alike(
     method: str, changes: dict[str, object], trained: Callable[..., Path], toy_cohort: Path, tmp_path: Path
 ) -> None:
     run = trained(method, **changes)
+    (tmp_path / "out").mkdir()
+    for name in ("model.json", "model-sagittal.pt2", "model.onnx"):  # of an earlier export
+        (tmp_path / "out" / name).write_text("{}")
     export(run, tmp_path / "out", "torch")
+    assert {path.name for path in (tmp_path / "out").glob("model*")} == {"model.json", "model.pt2"}
     source = stored_as("PIL", next(toy_cohort.glob("*2/*_t1.nii.gz")), tmp_path / "t1.nii.gz")
     here(tmp_path / "out", source)
     check_alike(run, tmp_path / "out", source)

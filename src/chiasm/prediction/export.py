@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -130,6 +131,7 @@ def export(
         seen = [[models[number] for number in part.models] for part in parts]
         networks = [(ExportedNetwork(some, averaged, models), _shapes(some)) for some in seen]
         found = _write(form, networks, places, out)
+        _remove_older(places, out)
         write_json(places.card, describe_export(models, form, parts, averaged))
         write_text(places.script, (files("chiasm.prediction") / "exported" / "predict.py.txt").read_text("utf-8"))
         if form == "monai-bundle":
@@ -187,6 +189,16 @@ def _places(form: Form, out: Path, parts: Iterable[NetworkOfPlane]) -> _Places:
     models, scripts = (out / folder for folder in FOLDERS.get(form, ("", "")))
     networks = tuple(tuple(models / name for name in part.files) for part in parts)
     return _Places(networks, scripts / CARD, scripts / SCRIPT)
+
+
+def _remove_older(places: _Places, out: Path) -> None:
+    """Remove networks that an earlier export left in the folder: this one's card does not name them."""
+    stems = ("model", *(f"model-{plane}" for plane in AXES))
+    for stem, kind in product(stems, chain(*NETWORK.values())):
+        path = places.firsts[0].with_name(f"{stem}.{kind}")
+        if path not in places.files:
+            with writing(out):
+                path.unlink(missing_ok=True)
 
 
 def _check_form(to: str) -> Form:
