@@ -121,10 +121,20 @@ def served(job: tuple[int, str, Path]) -> tuple[bool, int]:
     return "colorsys" in sys.modules, work(job)
 
 
+def started_server() -> psutil.Process:
+    """Wait until a server that was just started has its command line, which no process has while it is replaced."""
+    end = time.monotonic() + 60
+    while not (found := [one for one in psutil.Process().children() if "forkserver" in " ".join(one.cmdline())]):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    (server,) = found
+    return server
+
+
 def test_processes_of_a_server_have_what_it_imported_and_die_alone(tmp_path: Path) -> None:
     jobs = [(number, fate, tmp_path) for number, fate in enumerate(("lives", "dies", "dies once", "lives"))]
     with imported_ahead(["colorsys"]):
-        (server,) = (one for one in psutil.Process().children() if "forkserver" in " ".join(one.cmdline()))
+        server = started_server()
         server.send_signal(signal.SIGINT)  # Ctrl+C reaches every process; this one would print where it was
         reports = list(RUNNERS["processes"](jobs, served, tmp_path))
     assert sorted(one for one in reports if not isinstance(one, Lost)) == [(True, 1), (True, 2), (True, 6)]
