@@ -119,10 +119,11 @@ def test_the_script_of_other_methods_predicts_alike(
 ) -> None:
     run = trained(method, **changes)
     (tmp_path / "out").mkdir()
-    for name in ("model.json", "model-sagittal.pt2", "model.onnx"):  # of an earlier export
+    for name in ("model.xml", "model.bin", "model.onnx"):  # the card of an earlier export names the first
         (tmp_path / "out" / name).write_text("{}")
+    (tmp_path / "out" / "model.json").write_text(json.dumps({"format": 3, "networks": [{"file": "model.xml"}]}))
     export(run, tmp_path / "out", "torch")
-    assert {path.name for path in (tmp_path / "out").glob("model*")} == {"model.json", "model.pt2"}
+    assert {path.name for path in (tmp_path / "out").glob("model*")} == {"model.json", "model.pt2", "model.onnx"}
     source = stored_as("PIL", next(toy_cohort.glob("*2/*_t1.nii.gz")), tmp_path / "t1.nii.gz")
     here(tmp_path / "out", source)
     check_alike(run, tmp_path / "out", source)

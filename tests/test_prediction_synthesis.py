@@ -620,6 +620,8 @@ def test_a_2d_network_that_takes_patches_alone_predicts_slices_in_windows(model:
     np.testing.assert_allclose(found.prediction, source[0], atol=1e-6)
     told = [text for text in made(replace(model, plan=plan, generator=Placed())).warnings if "blended" in text]
     assert len(told) == 1 and "2 overlapping windows of 32x32 voxels in each slice" in told[0]
+    coronal = replace(model, plan=replace(plan, plane="coronal"), generator=Placed())  # low enough for one window
+    assert not [text for text in made(coronal).warnings if "blended" in text]
 
 
 # Super-resolution

@@ -129,6 +129,26 @@ def test_a_network_learns_from_slices_of_its_plane() -> None:
     assert learner.setting.cases[0].mask.shape == (24, 16, 20) and plan.seen_mm == (1.1, 1.2, 1.0)
 
 
+def test_tumours_grow_in_the_same_places_whatever_the_plane() -> None:
+    """What is below stays below: no glioma of the brainstem is simulated."""
+    recipe, case = small("l2", {"training.simulated_share": 0.5}), textured_case(5, (40, 44, 36))
+    spacing = {"spacing_mm": (1.0, 1.1, 1.2)}
+    axial, sagittal = (
+        Learner(recipe, plan_of(plane=plane, **spacing), [case], make_fabric(recipe)).setting.variation
+        for plane in ("axial", "sagittal")
+    )
+    assert len(axial.grown[0]) == len(sagittal.grown[0]) > 0
+    where = np.arange(40), np.arange(44), np.arange(36)
+    for one, other in zip(axial.grown[0], sagittal.grown[0]):
+        np.testing.assert_array_equal(one.centres[:, [1, 2, 0]], other.centres)
+        np.testing.assert_allclose(
+            one.at(where).transpose(0, 2, 3, 1), other.at((where[1], where[2], where[0])), atol=1e-6
+        )
+    assert axial.painter is not None and sagittal.painter is not None
+    assert sagittal.painter.spacing_mm == (1.1, 1.2, 1.0)
+    np.testing.assert_array_equal(axial.painter.ends, sagittal.painter.ends)
+
+
 @pytest.mark.parametrize("change", [["data.dims=3d"], ["data.task=super-resolution", "data.sources=['t2']"]])
 def test_only_synthesis_in_2d_has_slices_of_another_plane(change: list[str]) -> None:
     with pytest.raises(RecipeError, match="plane is of slices"):

@@ -313,6 +313,12 @@ def test_dimensions_follow_size_and_machine(
     assert why in plan.reasons["dims"]
 
 
+def test_slices_of_a_plane_that_is_asked_for_are_no_volumes(read_once: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "has_gpu", lambda _: True)
+    plan = planned(read_once, ask("large", plane="sagittal"))
+    assert (plan.dims, plan.plane) == (2, "sagittal") and "of a plane were asked for" in plan.reasons["dims"]
+
+
 def test_thick_slices_and_thin_volumes_are_trained_in_2_5d(
     cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,7 +93,7 @@ class Data(Section):
     spacing_mm: Auto | Annotated[float, Field(ge=LEAST_SPACING, le=MOST_SPACING)] = "auto"
     dims: Literal["auto", "2d", "2.5d", "3d"] = "auto"
     slices: Annotated[int, Field(ge=1, le=15)] = 3  # neighbouring slices of a 2.5D source
-    plane: Auto | Plane = "auto"  # of 2D slices; auto: axial, and of several models each has the next one
+    plane: Auto | Plane = "auto"  # of 2D slices; auto: of several models each has the next one, else axial
     patch: Auto | Annotated[int, Field(ge=LEAST_PATCH, le=1024)] = "auto"  # side in voxels
     intensity: Literal["auto", "percentile", "zscore", "median_iqr", "mode", "rank"] = "auto"
     window_hu: tuple[Hounsfield, Hounsfield] = (-1024.0, 3071.0)

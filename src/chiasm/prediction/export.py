@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
-from itertools import chain, product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -40,7 +39,7 @@ from chiasm.prediction.passes import is_blended, networks_of
 from chiasm.preparation.arrays import MARGIN, RANK_SD, SAME_SPACING
 from chiasm.preparation.plan import AXES
 from chiasm.recipe import Average, Plane
-from chiasm.storage import copy_file, temporary_beside, write_json, write_text, writing
+from chiasm.storage import copy_file, read_json, temporary_beside, write_json, write_text, writing
 
 Form = Literal["onnx", "openvino", "torch", "monai-bundle"]
 
@@ -130,12 +129,15 @@ def export(
             refuse_foreign(out, [*own, *others])
         seen = [[models[number] for number in part.models] for part in parts]
         networks = [(ExportedNetwork(some, averaged, models), _shapes(some)) for some in seen]
+        older = _networks_of_before(places)
         found = _write(form, networks, places, out)
-        _remove_older(places, out)
         write_json(places.card, describe_export(models, form, parts, averaged))
         write_text(places.script, (files("chiasm.prediction") / "exported" / "predict.py.txt").read_text("utf-8"))
         if form == "monai-bundle":
             write_bundle(out, models, [path.relative_to(out).as_posix() for path in places.firsts], seen)
+        with writing(out):
+            for path in older.difference(places.files):
+                path.unlink(missing_ok=True)
     return Exported(out, places.firsts, places.card, places.script, found)
 
 
@@ -191,14 +193,17 @@ def _places(form: Form, out: Path, parts: Iterable[NetworkOfPlane]) -> _Places:
     return _Places(networks, scripts / CARD, scripts / SCRIPT)
 
 
-def _remove_older(places: _Places, out: Path) -> None:
-    """Remove networks that an earlier export left in the folder: this one's card does not name them."""
-    stems = ("model", *(f"model-{plane}" for plane in AXES))
-    for stem, kind in product(stems, chain(*NETWORK.values())):
-        path = places.firsts[0].with_name(f"{stem}.{kind}")
-        if path not in places.files:
-            with writing(out):
-                path.unlink(missing_ok=True)
+def _networks_of_before(places: _Places) -> set[Path]:
+    """Return the files that the card of an earlier export into the same folder names: the new card will not."""
+    try:
+        card = read_json(places.card) if places.card.is_file() else {}
+        named = [card["network"]] if "network" in card else []
+        named += [one["file"] for one in card.get("networks", ())]
+        names = {Path(name).name for name in named if card["format"] in (FORMAT, FORMAT_OF_PLANES)}
+    except (RunError, KeyError, TypeError, AttributeError):
+        return set()  # no card of this program
+    names |= {Path(name).with_suffix(".bin").name for name in names if name.endswith(".xml")}
+    return {places.firsts[0].with_name(name) for name in names}
 
 
 def _check_form(to: str) -> Form:

@@ -200,7 +200,8 @@ def synthesise_compactly(
     )
     prepared = replace(prepared, array=np.empty((0, 0, 0, 0), np.float32))
     if is_blended(model.generator, plan):
-        warnings += _blending(laid_out(made.prediction, prepared.mask), prepared.mask, plan)
+        shown = laid_out(made.prediction, prepared.mask).transpose(plan.axes)
+        warnings += _blending(shown, prepared.mask.transpose(plan.axes), plan)
     values, errors = _in_units(made, model, prepared)
     del made
     warnings += [*_describe_calibration(model), *engine.notes]

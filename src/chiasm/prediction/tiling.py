@@ -126,7 +126,7 @@ def round_up(length: int, multiple: int) -> int:
 
 
 def slice_stacks(array: NDArray[Scalar], places: Sequence[int], slices: int) -> NDArray[Scalar]:
-    """Cut axial slices with their neighbours, as the channels of a 2.5D network.
+    """Cut slices along K with their neighbours, as the channels of a 2.5D network.
 
     Beyond the first and the last slice, that slice is repeated.
 
@@ -152,7 +152,7 @@ def slice_stacks(array: NDArray[Scalar], places: Sequence[int], slices: int) -> 
 
 
 def slice_stack(array: NDArray[Scalar], place: int, slices: int) -> NDArray[Scalar]:
-    """Cut one axial slice with its neighbours, shape (C * slices, I, J); see `slice_stacks`."""
+    """Cut one slice with its neighbours, shape (C * slices, I, J); see `slice_stacks`."""
     stack: NDArray[Scalar] = slice_stacks(array, [place], slices)[0]
     return stack
 
@@ -166,7 +166,7 @@ def apply_inside(
     batch: int,
     multiple: int,
 ) -> NDArray[np.float32]:
-    """Run a 2D or 2.5D network over the axial slices that hold voxels of a mask, and keep only those voxels.
+    """Run a 2D or 2.5D network over the slices along K that hold voxels of a mask, and keep only those voxels.
 
     Each slice goes through whole, filled up with zeros at its far ends to the
     network's multiple, so that there are no tiles to join.  Memory beside the

@@ -125,7 +125,7 @@ def blend_windows(
 def blend_slices(
     network_fn: NetworkFn, source: NDArray[np.float32], *, slices: int, window: Sequence[int]
 ) -> NDArray[np.float32]:
-    """Run a 2D or 2.5D network that takes one size only over every axial slice, in windows that are blended.
+    """Run a 2D or 2.5D network that takes one size only over every slice along K, in windows that are blended.
 
     Args:
         network_fn: Maps (N, C * slices, *window) to (N, C_out, *window), without gradients.

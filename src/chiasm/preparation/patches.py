@@ -46,7 +46,7 @@ def choose_plane(recipe: Recipe, dims: Literal[2, 3], reasons: dict[str, str]) -
     asked = recipe.data.plane
     if dims == 3 or asked == "auto" or asked == "axial":
         return "axial"
-    reasons["plane"] = "set in the recipe; several models that see different planes err less alike"
+    reasons["plane"] = "set in the recipe, or the turn of one of several models"
     return asked
 
 

@@ -149,7 +149,7 @@ def continue_plan(
     goes_on = bool(recipe.training.parent)
     why = "as in the parent, because its weights were learnt with it"
     reasons = dict.fromkeys(
-        ("spacing_mm", "dims", "patch", "mask_rule", "source_kinds", "target_kind"),
+        ("spacing_mm", "dims", "patch", "mask_rule", "source_kinds", "target_kind", *(["plane"] if goes_on else [])),
         why if goes_on else "as in the first of the models, so that their images can be averaged",
     )
     sources, learning = recipe.data.sources, _named(cohort, train_ids)
@@ -406,6 +406,8 @@ def _choose_dims(
 
 def _why_not_3d(recipe: Recipe, seen: Fingerprint, spacing: Triple) -> str:
     """Return the reason against training in 3D; empty without one."""
+    if recipe.data.plane != "auto":
+        return "slices of a plane were asked for"
     if recipe.size not in ("paper", "large"):
         return f"3D training is too slow for the size {recipe.size}"
     if max(spacing) > ISOTROPIC * min(spacing):

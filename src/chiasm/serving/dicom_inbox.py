@@ -169,7 +169,7 @@ class Inbox:
 
         Args:
             alive: Returns the associations that still are; any other that sent images before this call, and was not
-            released, broke off.
+                released, broke off.
         """
         sent = self._associations()  # first: what begins from now on is not in it
         for association in sent.difference(alive()):

@@ -295,7 +295,7 @@ def take_batch(
         cases: The cases that `places` index.
         places: From `draw_places`.
         patch: Size in voxels: two numbers for 2D and 2.5D (I, J), three for 3D.
-        slices: Neighbouring axial slices that make the channels of 2.5D; 1 for 2D; ignored in 3D.
+        slices: Neighbouring slices that make the channels of 2.5D; 1 for 2D; ignored in 3D.
         variation: What places need that shift classes or paint lesions.
     """
     channels = cases[0].source.shape[0] * (slices if len(patch) == 2 else 1)

@@ -191,7 +191,8 @@ def _suits_any_plane(plan: Plan) -> bool:
     if plan.dims == 3 or plan.degradation is not None:
         return False
     least = min(size / step for size, step in zip(plan.body_mm[0], plan.spacing_mm))
-    return max(plan.spacing_mm) <= EVEN * min(plan.spacing_mm) and least >= min(plan.patch) / 2
+    is_even = all(max(grid) <= EVEN * min(grid) for grid in (plan.spacing_mm, *plan.grid_mm))
+    return is_even and least >= min(plan.patch) / 2
 
 
 def _check(data: Path | Cohort, recipe: Recipe, folder: Path) -> None:

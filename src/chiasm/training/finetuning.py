@@ -158,9 +158,9 @@ def describe_parent(parent: Model, run: Path, planned: PlannedRun) -> list[str]:
     count = len(planned.run.plan.trained_on)
     lines = [
         f"goes on from {run} (model.toml has sha256 {parent.sha256})",
-        "plan: the parent's grid, patches, rule for the mask, kinds of intensity maps and starting tables hold, "
-        "since its weights depend on them; the target's unit and what counts as a usual input are fitted on the "
-        f"{count} training cases here",
+        "plan: the parent's grid, plane of slices, patches, rule for the mask, kinds of intensity maps and starting "
+        "tables hold, since its weights depend on them; the target's unit and what counts as a usual input are "
+        f"fitted on the {count} training cases here",
     ]
     seen = learnt_before(find_model(run), planned.run.folder / "splits.json")
     held_out = [name for name in (*planned.run.split.validation, *planned.run.split.test) if name in seen]

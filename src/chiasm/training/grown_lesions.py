@@ -57,6 +57,11 @@ class GrownLesion:
             found = np.tensordot(found, weights[axis], axes=(1, 1))
         return found
 
+    def reordered(self, axes: tuple[int, int, int]) -> GrownLesion:
+        """Return it as it lies in a case whose axes have another order."""
+        i, j, k = (self.steps[axis] for axis in axes)
+        return GrownLesion(self.shares.transpose(0, *(1 + axis for axis in axes)), (i, j, k), self.centres[:, axes])
+
 
 def grow_lesions(cases: Sequence[PreparedCase], painter: LesionPainter, seed: int) -> list[list[GrownLesion]]:
     """Grow lesions in each training case, or in some evenly spread ones of many, the same for one seed."""

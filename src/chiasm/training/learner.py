@@ -50,8 +50,8 @@ class Learner:
     def __init__(self, recipe: Recipe, plan: Plan, training: Sequence[PreparedCase], fabric: Fabric) -> None:
         self.recipe, self.plan, self.fabric = recipe, plan, fabric
         self.trainables = Trainables(recipe, plan, fabric)
-        training = seen_by_networks(training, plan)
         variation = _make_variation(recipe, plan, training)
+        training = seen_by_networks(training, plan)
         self.setting = Setting(recipe, plan, training, lesion_voxels(training), self.trainables, variation)
         self.state = TrainingState().to(fabric.device)
         self._watch: PendingValues | None = None
@@ -183,9 +183,13 @@ class Learner:
 
 
 def _make_variation(recipe: Recipe, plan: Plan, training: Sequence[PreparedCase]) -> Variation:
-    """Fit the tables that varied patches of training cases need, if the recipe has such patches."""
+    """Fit the tables that varied patches of training cases need, if the recipe has such patches.
+
+    Tumours grow in cases in RAS order, because they know up from down.
+    """
     shares, contrasts = varied_shares(recipe, plan), (*plan.sources, plan.target)
     classes = find_classes(training, recipe.training.seed) if shares.classes or shares.simulated else None
-    painter = make_painter(training, contrasts, plan.seen_mm) if shares.painted or shares.simulated else None
+    painter = make_painter(training, contrasts, plan.spacing_mm) if shares.painted or shares.simulated else None
     grown = grow_lesions(training, painter, recipe.training.seed) if painter and shares.simulated else ()
-    return Variation(classes, painter, grown)
+    seen = [[lesion.reordered(plan.axes) for lesion in lesions] for lesions in grown]
+    return Variation(classes, None if painter is None else replace(painter, spacing_mm=plan.seen_mm), seen)
