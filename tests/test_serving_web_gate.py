@@ -243,6 +243,7 @@ def test_who_takes_nothing_of_an_answer_is_cut_off(hasty: Client) -> None:
         line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         line.settimeout(60)
         line.connect(("127.0.0.1", hasty.port))
+        until(lambda: bool(connections_to(hasty)))  # the page has taken the line up
         line.sendall(request * count)
         until(lambda: not connections_to(hasty))  # nothing that is received shows it
         received = read_all(line)
