@@ -88,33 +88,6 @@ class PartOf(Mapping[str, Part], Generic[Found, Part]):
         return len(self._whole)
 
 
-class Changed(Sequence[Item], Generic[Item]):
-    """A sequence whose items are changed where they are looked at."""
-
-    def __init__(self, whole: Sequence[Item], change: Callable[[Item], Item]) -> None:
-        """Change nothing yet.
-
-        Args:
-            whole: Any sequence.
-            change: Makes a changed item.
-        """
-        self._whole, self._change = whole, change
-
-    @overload
-    def __getitem__(self, place: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Changed[Item]: ...
-
-    def __getitem__(self, place: int | slice) -> Item | Changed[Item]:
-        if isinstance(place, slice):
-            return Changed(self._whole[place], self._change)
-        return self._change(self._whole[place])
-
-    def __len__(self) -> int:
-        return len(self._whole)
-
-
 class OnDemand(Sequence[Item], Generic[Item]):
     """A sequence whose items are opened where they are looked at; the latest few stay open."""
 

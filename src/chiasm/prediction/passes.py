@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from chiasm.prediction.slabs import NoSlabs, apply_in_slabs
 from chiasm.prediction.tiling import Scalar, apply_inside, apply_to_volume
 from chiasm.prediction.windows import blend_slices, blend_windows
 from chiasm.preparation.plan import Plan
+from chiasm.preparation.planes import with_axes
 from chiasm.recipe import Average
 
 TILE = 96  # side of a 3D tile, where slabs are not possible
@@ -398,22 +399,12 @@ def _over_slices(
     setting: _Setting,
 ) -> NDArray[np.float32]:
     """Run networks over the slices of the plan's plane, and return what they make of the mask's voxels, (C_out, n)."""
-    plan, (shown, *seen) = setting.plan, _as_seen([mask[None], *seen], setting.plan)
-    made = apply_inside(run, seen, shown[0], slices=plan.slices, batch=SLICES_AT_ONCE, multiple=setting.multiple)
+    plan, shown = setting.plan, with_axes(mask, setting.plan.axes)
+    seen = [with_axes(image, plan.axes) for image in seen]
+    made = apply_inside(run, seen, shown, slices=plan.slices, batch=SLICES_AT_ONCE, multiple=setting.multiple)
     if plan.plane == "axial":
         return made
-    return np.stack([taken(_in_ras(laid_out(values, shown[0]), plan), mask) for values in made])
-
-
-def _as_seen(images: Sequence[NDArray[Any]], plan: Plan) -> list[NDArray[Any]]:
-    """Give images (C, I, J, K) the order of axes in which networks see them."""
-    return [image.transpose(0, *(1 + axis for axis in plan.axes)) for image in images]
-
-
-def _in_ras(volume: NDArray[np.float32], plan: Plan) -> NDArray[np.float32]:
-    """Give a volume that networks made its axes I, J, K back; axes before them stay."""
-    first = volume.ndim - 3
-    return volume.transpose(*range(first), *(first + plan.axes.index(axis) for axis in range(3)))
+    return np.stack([taken(with_axes(laid_out(values, shown), plan.back), mask) for values in made])
 
 
 def _over_volume(
@@ -423,8 +414,8 @@ def _over_volume(
     plan = setting.plan
     blended = is_blended(networks.generator, plan)
     if blended and plan.dims == 2:
-        (shown,) = _as_seen([stack], plan)
-        return _in_ras(blend_slices(run, shown, slices=plan.slices, window=plan.patch), plan)
+        shown = with_axes(stack, plan.axes)
+        return with_axes(blend_slices(run, shown, slices=plan.slices, window=plan.patch), plan.back)
     if blended:
         return blend_windows(run, stack, window=plan.patch, weighting="smooth")
     return _over_parts(run, networks, stack, setting)

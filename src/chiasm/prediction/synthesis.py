@@ -30,6 +30,7 @@ from chiasm.preparation.degradation import Degradation, interpolated, simulated,
 from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.out_of_distribution import out_of_distribution_warning
 from chiasm.preparation.plan import Plan, across
+from chiasm.preparation.planes import with_axes
 from chiasm.recipe import Average
 from chiasm.registration.cohort import align_sources
 from chiasm.volumes import Geometry, Volume, check_pair, resample
@@ -200,8 +201,8 @@ def synthesise_compactly(
     )
     prepared = replace(prepared, array=np.empty((0, 0, 0, 0), np.float32))
     if is_blended(model.generator, plan):
-        shown = laid_out(made.prediction, prepared.mask).transpose(plan.axes)
-        warnings += _blending(shown, prepared.mask.transpose(plan.axes), plan)
+        shown = with_axes(laid_out(made.prediction, prepared.mask), plan.axes)
+        warnings += _blending(shown, with_axes(prepared.mask, plan.axes), plan)
     values, errors = _in_units(made, model, prepared)
     del made
     warnings += [*_describe_calibration(model), *engine.notes]

@@ -161,6 +161,11 @@ class Plan:
         return AXES[self.plane]
 
     @property
+    def back(self) -> tuple[int, int, int]:
+        """Where I, J and K are among the axes as networks see them: the order that undoes `axes`."""
+        return self.axes.index(0), self.axes.index(1), self.axes.index(2)
+
+    @property
     def seen_mm(self) -> Triple:
         """The spacing along the axes as networks see them."""
         i, j, k = (self.spacing_mm[axis] for axis in self.axes)

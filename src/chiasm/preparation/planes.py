@@ -1,4 +1,4 @@
-"""Training cases with their axes in the order in which networks see them.
+"""Images and training cases with their axes in the order in which networks see them.
 
 A network in 2D sees slices of one plane.  Prepared cases are in RAS order whatever it is, as predictions are.
 """
@@ -7,11 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
-from chiasm.on_demand import Changed
-from chiasm.preparation.arrays import PreparedCase
+import numpy as np
+from numpy.typing import NDArray
+
+from chiasm.on_demand import OnDemand
+from chiasm.preparation.arrays import MOST_OPEN, PreparedCase
 from chiasm.preparation.plan import Plan
-from chiasm.volumes import Geometry
+from chiasm.volumes import Volume
+from chiasm.volumes.geometry import reordered
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def with_axes(image: NDArray[Scalar], axes: Sequence[int]) -> NDArray[Scalar]:
+    """Give the last three axes of an image another order, as a view.
+
+    Args:
+        image: Shape (..., I, J, K).
+        axes: Which of the three comes first, second and third.
+    """
+    first = image.ndim - 3
+    return image.transpose(*range(first), *(first + axis for axis in axes))
 
 
 def seen_by_networks(cases: Sequence[PreparedCase], plan: Plan) -> Sequence[PreparedCase]:
@@ -21,18 +40,21 @@ def seen_by_networks(cases: Sequence[PreparedCase], plan: Plan) -> Sequence[Prep
         cases: In RAS order.
         plan: Says which plane.
     """
-    return cases if plan.plane == "axial" else Changed(cases, lambda case: _reordered(case, plan.axes))
+    if plan.plane == "axial":
+        return cases
+    return OnDemand({str(place): partial(_seen, cases, place, plan.axes) for place in range(len(cases))}, MOST_OPEN)
 
 
-def _reordered(case: PreparedCase, axes: tuple[int, int, int]) -> PreparedCase:
-    """Give a case another order of axes; its arrays are views."""
-    i, j, k = (case.grid.shape[axis] for axis in axes)
+def _seen(cases: Sequence[PreparedCase], place: int, axes: tuple[int, int, int]) -> PreparedCase:
+    """Open a case and give it another order of axes; its arrays are views."""
+    case = cases[place]
+    mask = reordered(Volume(case.mask, case.grid), axes, (False, False, False))
     return replace(
         case,
-        source=case.source.transpose(0, *(1 + axis for axis in axes)),
-        target=case.target.transpose(axes),
-        mask=case.mask.transpose(axes),
-        labels=None if case.labels is None else case.labels.transpose(axes),
-        grid=Geometry((i, j, k), case.grid.affine[:, [*axes, 3]]),
+        source=with_axes(case.source, axes),
+        target=with_axes(case.target, axes),
+        mask=mask.array,
+        labels=None if case.labels is None else with_axes(case.labels, axes),
+        grid=mask.geometry,
         sideways=axes.index(0),
     )

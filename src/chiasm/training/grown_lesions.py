@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
 from chiasm.preparation.arrays import PreparedCase
+from chiasm.preparation.planes import with_axes
 from chiasm.simulation.anatomy import AIR, CSF, GM, TISSUES, WM
 from chiasm.simulation.lesions import GROWTH_MM, Disease, draw_lesion
 from chiasm.training.painted_lesions import COMPARTMENTS, LesionPainter, tissue_levels
@@ -60,7 +61,7 @@ class GrownLesion:
     def reordered(self, axes: tuple[int, int, int]) -> GrownLesion:
         """Return it as it lies in a case whose axes have another order."""
         i, j, k = (self.steps[axis] for axis in axes)
-        return GrownLesion(self.shares.transpose(0, *(1 + axis for axis in axes)), (i, j, k), self.centres[:, axes])
+        return GrownLesion(with_axes(self.shares, axes), (i, j, k), self.centres[:, axes])
 
 
 def grow_lesions(cases: Sequence[PreparedCase], painter: LesionPainter, seed: int) -> list[list[GrownLesion]]:
