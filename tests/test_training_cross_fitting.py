@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from chiasm.prediction.cross_fitted import predict_by_role
 from chiasm.prediction.folders import load
 from chiasm.prediction.manifest import read_manifest
 from chiasm.prediction.model_files import check_files, find_model
+from chiasm.preparation.plan import read_plan, write_plan
 from chiasm.recipe import Recipe, read_recipe
 from chiasm.reports.evaluation import evaluate
 from chiasm.reports.explanation import explain
+from chiasm.reports.model_cards import describe_models
 from chiasm.training.cross_fitting import plan_first, train
 from chiasm.training.finetuning import finetune
 from chiasm.training.run_planning import resolve_models
@@ -150,8 +153,6 @@ def test_the_same_command_finds_them_finished_and_another_one_is_refused(trained
 
 
 def test_a_kill_between_two_exchanges_is_made_good(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:
-    import shutil
-
     from chiasm.prediction.model import replace_calibration
 
     copy = tmp_path / "run"
@@ -186,8 +187,9 @@ def test_each_case_gets_the_image_of_the_model_that_did_not_learn_from_it(
     assert sorted(row.case for row in rows if row.method == "A17") == every
     assert sorted(row.case for row in rows if row.method == "lookup") == every
     assert not any("learnt from" in line or "trained on" in line for line in scored.headlines)
-    words = " ".join(sentence for part in explain(tmp_path / "evaluation") for sentence in part.sentences)
-    assert "model 1 of 2" in words and "discriminator ended" not in words and "attention" not in words
+    said = words(tmp_path / "evaluation")
+    assert "model 1 of 2" in said and "discriminator ended" not in said and "attention" not in said
+    assert "Model 1: The error on validation cases" in said and "Model 2: The error on validation cases" in said
 
 
 def test_a_new_scan_gets_the_mean_of_all_models(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:
@@ -198,6 +200,27 @@ def test_a_new_scan_gets_the_mean_of_all_models(trained: Path, toy_cohort: Path,
     assert [Path(one.model).parent.name for one in made.manifest.models] == ["1", "2"]
     assert entry.role == "new" and entry.spread is not None and entry.expected_error is not None
     assert len(load(trained).models) == 2
+
+
+def words(place: Path) -> str:
+    return "\n".join(sentence for part in explain(place) for sentence in part.sentences)
+
+
+def test_explanation_and_card_name_what_each_model_sees(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("cache", "checkpoints"))
+    second = run / "models" / "2"
+    for plan in (second / "plan.toml", second / "model" / "plan.toml"):
+        write_plan(plan, replace(read_plan(plan), plane="coronal"))
+    said, card = words(run), describe_models([run]).cards[0].facts
+    assert "axial and coronal ones, in the order of the models" in said
+    assert "Model 2 (coronal): The error on validation cases" in said and "Model 1 (axial): The reconstruction" in said
+    assert card["models"].startswith("2; slices: axial and coronal ones")
+    assert [len(one) for one in card["sha256 of the model"].split(", ")] == [64, 64]
+    assert "axial" not in words(run / "models" / "1") and "Model" not in words(run / "models" / "1")
+    shutil.rmtree(second / "model")
+    assert "Model 2 (coronal): The training stopped after step 12 of 12" in words(run)
+    shutil.rmtree(second)
+    assert "Model 2 of 2 has not begun" in words(run)
 
 
 def test_a_command_for_one_model_names_them(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:

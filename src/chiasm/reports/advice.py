@@ -7,6 +7,7 @@ lesions, and so on.  The last rule advises a comparison with other methods.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from statistics import fmean
 
 from chiasm.cohorts.cases import grouped
@@ -26,16 +27,39 @@ TRUSTED = (0.8, 1.25)  # ratio of expected and true error
 MOST_CLOSED = 0.5  # share of steps without attention, above which it is worth asking what it is for
 
 
+Rule = Callable[[Evidence], str]
+
+
+def _of_any_model(rule: Rule) -> Rule:
+    """Apply a rule to one model after another, and name the first that it applies to, of several."""
+
+    @wraps(rule)
+    def of_any(found: Evidence) -> str:
+        said = (f"{label}{sentence}" for label, one in found.models.items() if (sentence := rule(one)))
+        return next(said, "")
+
+    return of_any
+
+
 def advise(evidence: Evidence) -> str:
     """Say what to try next, and why."""
     return next(said for rule in RULES if (said := rule(evidence)))
 
 
 def _unfinished(found: Evidence) -> str:
-    if found.is_finished:
+    if stopped := _stopped(found):
+        return stopped
+    if len(found.models) < found.planned:
+        return f"Model {len(found.models) + 1} of {found.planned} has not begun: run the same command again to go on."
+    return ""
+
+
+@_of_any_model
+def _stopped(model: Evidence) -> str:
+    if model.is_finished:
         return ""
-    steps = max((line["step"] for line in found.history), default=0)
-    done = f"stopped after step {steps} of {found.recipe.schedule.steps}" if steps else "has not begun"
+    steps = max((line["step"] for line in model.history), default=0)
+    done = f"stopped after step {steps} of {model.recipe.schedule.steps}" if steps else "has not begun"
     return f"The training {done}: run the same command again to go on."
 
 
@@ -68,6 +92,7 @@ def _too_short(found: Evidence) -> str:
     )
 
 
+@_of_any_model
 def _steps(found: Evidence) -> str:
     """Say whether the training was too short or too long, by its validations."""
     curve = [point for point in found.points("validation", "mae") if point.step > 0]
@@ -77,7 +102,8 @@ def _steps(found: Evidence) -> str:
     if last.value > (1 + RISEN) * best.value:
         return (
             f"The validation error rose from {best.value:.3g} at step {best.step} to {last.value:.3g} at step "
-            f"{last.step}: give fewer steps (chiasm train --steps {best.step}) or, better, more training cases."
+            f"{last.step}: give fewer steps (chiasm train --steps {best.step * int(found.recipe.split.models)}) or, "
+            "better, more training cases."
         )
     if last == best and last.value < (1 - STILL_FALLING) * before.value:
         return _longer(before, last, found.recipe)
@@ -85,9 +111,10 @@ def _steps(found: Evidence) -> str:
 
 
 def _longer(before: Point, last: Point, recipe: Recipe) -> str:
+    steps = 2 * recipe.schedule.steps * int(recipe.split.models)  # that several models share
     return (
         f"The validation error was still falling, from {before.value:.3g} at step {before.step} to {last.value:.3g} at "
-        f"step {last.step}: give more steps (chiasm train --steps {2 * recipe.schedule.steps}), or more minutes."
+        f"step {last.step}: give more steps (chiasm train --steps {steps}), or more minutes."
     )
 
 
@@ -128,6 +155,7 @@ def _behind(where: str, one: BaselineComparison) -> str:
     )
 
 
+@_of_any_model
 def _attention(found: Evidence) -> str:
     """Advise on attention that had no effect."""
     if found.recipe.attention.head == "none":
@@ -143,6 +171,7 @@ def _attention(found: Evidence) -> str:
     return f"{why}: chiasm train --method dual trains without attention; chiasm study shows whether {plain} is as good."
 
 
+@_of_any_model
 def _discriminators(found: Evidence) -> str:
     """Advise on a discriminator that left its working range."""
     lowest, highest = HEALTHY_ACCURACY
@@ -210,7 +239,7 @@ def _compare(found: Evidence) -> str:
     return f"No weakness stands out: use chiasm study to compare it with other methods, such as {other}."
 
 
-RULES: tuple[Callable[[Evidence], str], ...] = (
+RULES: tuple[Rule, ...] = (
     *(_unfinished, _unevaluated, _inputs, _too_short, _steps, _lesions, _whole),
     *(_attention, _discriminators, _sites, _expected_error, _few, _compare),
 )

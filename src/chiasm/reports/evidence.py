@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -14,7 +15,7 @@ from chiasm.evaluation.loading import PredictionFolder
 from chiasm.evaluation.rows import LESION, Row, read_evaluation
 from chiasm.evaluation.summary import ScoreSummary, paired, summarise
 from chiasm.outputs import MODEL_CARD
-from chiasm.prediction.manifest import Entry
+from chiasm.prediction.manifest import Entry, find_path
 from chiasm.prediction.model_files import PARTS
 from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.preparation.plan import Plan, read_plan
@@ -45,6 +46,8 @@ class Evidence:
         entries: What the manifests say of the predicted cases.
         subjects: Case to subject; a case without one is its own.
         averaged: What several models are called together, if the predictions are means over them.
+        others: The further models, of several that share a cohort, are averaged or are scored together.
+        planned: Number of models that the training is to have.
     """
 
     folder: Path
@@ -60,6 +63,24 @@ class Evidence:
     entries: Sequence[Entry] = ()
     subjects: Mapping[str, str] = field(default_factory=dict)
     averaged: str = ""
+    others: tuple[Evidence, ...] = ()
+    planned: int = 1
+
+    @property
+    def models(self) -> dict[str, Evidence]:
+        """Each model by what its sentences begin with: nothing if there is one, else its number, and its plane."""
+        if not self.others:
+            return {"": self}
+        models = (self, *self.others)
+        has_planes = len({one.plan.plane for one in models}) > 1
+        planes = [f" ({one.plan.plane})" if has_planes else "" for one in models]
+        return {f"Model {number}{plane}: ": one for number, (plane, one) in enumerate(zip(planes, models), 1)}
+
+    @property
+    def planes(self) -> str:
+        """The slices that each model sees, in words; nothing where all see the same."""
+        seen = [one.plan.plane for one in self.models.values()]
+        return "" if len(set(seen)) == 1 else f"{', '.join(seen[:-1])} and {seen[-1]} ones, in the order of the models"
 
     @property
     def method(self) -> str:
@@ -138,7 +159,7 @@ def read_evidence(place: Path) -> Evidence:
 
 
 def read_evaluated(out: Path) -> Evidence:
-    """Gather the facts from an evaluation's folder; recipe and log are those of the first fold.
+    """Gather the facts from an evaluation's folder; the recipe is that of the first model.
 
     Raises:
         ChiasmError: If a file is missing or damaged.
@@ -151,14 +172,14 @@ def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row], s
     """Gather the facts on scored predictions.
 
     Args:
-        assessed: One for each fold; recipe and log are those of the first.
+        assessed: One for each model that is scored alone; the recipe is that of the first.
         rows: All scores.
         subjects: Case to subject, where it is not the case's id.
 
     Raises:
         ChiasmError: If a file is missing or damaged.
     """
-    of_training = _read_run(assessed[0].model)
+    of_training = _read_models(_models_of(assessed))
     scored = paired([row for row in rows if not LESION.fullmatch(row.region)])
     entries = tuple(chain.from_iterable(one.manifest.cases for one in assessed))
     seconds = {**of_training.seconds, **read_times(assessed[0].folder.parent)}
@@ -172,6 +193,14 @@ def gather_evidence(assessed: Sequence[PredictionFolder], rows: Sequence[Row], s
         subjects=subjects,
         averaged=manifest.method if manifest.models else "",
     )
+
+
+def _models_of(assessed: Sequence[PredictionFolder]) -> list[Path]:
+    """List the folders of the models whose images are scored, one by one or as a mean; the first is always there."""
+    first, *further = assessed
+    averaged = [find_path(first.folder, first.manifest, one.model) for one in first.manifest.models[1:]]
+    others = averaged or [one.model for one in further]
+    return [first.model, *(one for one in others if (one / "plan.toml").is_file())]
 
 
 def find_splits(model: Path) -> SplitRecord | None:
@@ -190,9 +219,24 @@ def known_sites(record: SplitRecord) -> dict[str, str]:
 
 
 def _read_run(folder: Path) -> Evidence:
-    """Read a run folder, or a model folder with the run that it lies in; of several models the first."""
-    if (folder / PARTS / "1" / "recipe.toml").is_file():
-        folder = folder / PARTS / "1"
+    """Read a run folder, of one model or several, or a model folder with the run that it lies in."""
+    if not (folder / PARTS / "1" / "recipe.toml").is_file():
+        return _read_one(folder)
+    planned = int(read_recipe(folder / "recipe.toml").split.models)
+    parts = [folder / PARTS / str(number) for number in range(1, planned + 1)]
+    return replace(_read_models([part for part in parts if (part / "plan.toml").is_file()]), planned=planned)
+
+
+def _read_models(folders: Sequence[Path]) -> Evidence:
+    """Read the folders of several models as that of the first, with the others and the time of all."""
+    first, *others = map(_read_one, folders)
+    seconds = Counter[str]()
+    for one in (first, *others):
+        seconds.update(one.seconds)
+    return replace(first, others=tuple(others), seconds=seconds)
+
+
+def _read_one(folder: Path) -> Evidence:
     is_model = (folder / MODEL_CARD).is_file()
     run = folder.parent if is_model else folder
     record = find_splits(folder)

@@ -111,8 +111,10 @@ def _chosen(found: Evidence) -> Iterator[str]:
     if found.roles_in_words:
         fold = f"{split.described}, by {split.by}"
         yield f"Cases: {found.roles_in_words} ({fold})."
+    if found.planes:
+        yield f"{CALLED['plane']}: {found.planes}; models that see different planes err less alike."
     for name in plan.reasons:
-        if name not in NOT_NAMED:
+        if name not in NOT_NAMED and not (name == "plane" and found.planes):
             yield _choice(plan, name)
 
 
@@ -129,15 +131,20 @@ def _plain(value: object) -> str:
 
 
 def _in_training(found: Evidence) -> Iterator[str]:
-    yield from _loss(found)
-    if validation := found.points("validation", "mae"):
-        yield _validation(validation)
-    yield from (remark.text for remark in describe_health(found.history))
-    yield from logged_warnings(found.history)
+    for label, model in found.models.items():
+        yield from (f"{label}{sentence}" for sentence in _learning(model))
     if found.seconds:
         stages = ", ".join(f"{stage} {_duration(seconds)}" for stage, seconds in found.seconds.items())
-        of_first = "" if found.recipe.split.models == 1 else " of the first model"
-        yield f"Time{of_first}: {stages}.{_pace(found)}"
+        yield f"Time{' of all models' if found.others else ''}: {stages}.{_pace(found)}"
+
+
+def _learning(model: Evidence) -> Iterator[str]:
+    """Describe how the training of one model went."""
+    yield from _loss(model)
+    if validation := model.points("validation", "mae"):
+        yield _validation(validation)
+    yield from (remark.text for remark in describe_health(model.history))
+    yield from logged_warnings(model.history)
 
 
 def _loss(found: Evidence) -> Iterator[str]:
@@ -171,9 +178,11 @@ def _duration(seconds: float) -> str:
 def _pace(found: Evidence) -> str:
     """State the time of a step, if it is known."""
     seconds = found.seconds.get("training")
-    if seconds is None or not found.is_finished:
+    models = found.models.values()
+    if seconds is None or not all(one.is_finished for one in models):
         return ""
-    return f" A step took {seconds / found.recipe.schedule.steps:.2g} s, validations included."
+    steps = sum(one.recipe.schedule.steps for one in models)
+    return f" A step took {seconds / steps:.2g} s, validations included."
 
 
 def _weak(found: Evidence, comparisons: Sequence[BaselineComparison]) -> Iterator[str]:

@@ -121,9 +121,11 @@ class _Read:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.evidence = read_evidence(place)
-        self.model = find_model(self.evidence.folder)
-        card = read_card(self.model)
-        self.hashes, self.parent = card.sha256, card.parent
+        models = [find_model(one.folder) for one in self.evidence.models.values()]
+        self.model = models[0]
+        self.hashes = ", ".join(sha256_of(one / CARD) for one in models)
+        cards = [read_card(one) for one in models]
+        self.weights, self.parent = ", ".join(one.sha256[WEIGHTS] for one in cards), cards[0].parent
         self.splits = find_splits(self.model)
 
     @property
@@ -139,14 +141,18 @@ class _Read:
         recipe, plan = self.evidence.recipe, self.evidence.plan
         yield "method", f"{title_of(recipe.method)}, size {recipe.size}, {recipe.schedule.steps} steps"
         yield "images", f"{' + '.join(plan.sources)} to {plan.target}"
+        if self.evidence.others:
+            planes = self.evidence.planes
+            slices = f"; slices: {planes}" if planes else ""
+            yield "models", f"{len(self.evidence.models)}{slices}; method, split and limits are those of the first"
         yield "data", _describe_data(self.splits, self.evidence)
         rule = "folds by site" if recipe.split.by == "site" else "folds by subject"
         yield "split", f"{rule}, {recipe.split.described}, seed {recipe.split.seed}"
         yield "limits", "; ".join(_limits(plan, self.model))
         environment = read_facts(self.model.parent / "environment.json")
         yield "made with", f"chiasm {environment['chiasm']}" if "chiasm" in environment else "not noted"
-        yield "sha256 of the model", sha256_of(self.model / CARD)
-        yield "sha256 of the weights", self.hashes[WEIGHTS]
+        yield "sha256 of the model", self.hashes
+        yield "sha256 of the weights", self.weights
         if self.parent:
             yield "goes on from the model with sha256", self.parent
         yield "licence", _licence(self.model)
