@@ -25,6 +25,7 @@ from chiasm.training import cost
 from chiasm.training.cost import (
     BASE_MB,
     BESIDE_CONVOLUTIONS,
+    Device,
     Layer,
     estimate_cost,
     estimate_players,
@@ -42,7 +43,7 @@ NANOSECOND = 1e-9
 def even_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that takes one nanosecond for each multiplication of a forward and backward pass."""
 
-    def timed(dims: int, width: int, size: tuple[int, ...], accelerator: str, precision: str) -> float:
+    def timed(dims: int, width: int, size: tuple[int, ...], on: Device) -> float:
         return NANOSECOND * width**2 * 3**dims * math.prod(size)
 
     monkeypatch.setattr(cost, "time_convolution", timed)

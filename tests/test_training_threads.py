@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from chiasm.methods import make_recipe
 from chiasm.storage import read_json, write_json
-from chiasm.training import threads
-from chiasm.training.loop import make_fabric
+from chiasm.training import cost, threads
 from chiasm.training.run import train
-from chiasm.training.session import Session
 from chiasm.training.threads import choose_threads, threads_for
 from conftest import QUICK
 from synthetic_cohort import plan_of, write_brats
@@ -60,31 +59,39 @@ def test_what_is_asked_for_or_noted_or_said_is_not_measured(
     tmp_path: Path, four_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, said = make_recipe("A1", "tiny", QUICK), list[str]()
-    session = Session(make_fabric(recipe), said.append)
 
     def refuse(*_: object) -> None:
         raise AssertionError("measured")
 
     monkeypatch.setattr(threads, "choose_threads", refuse)
-    assert threads_for(recipe, plan_of(), tmp_path, session, 3) == 3
+    assert threads_for(recipe, plan_of(), tmp_path, said.append, 3) == 3
     write_json(tmp_path / threads.NOTED, {"threads": 2})
-    assert threads_for(recipe, plan_of(), tmp_path, session) == 2  # else a resumed run would end otherwise
+    assert threads_for(recipe, plan_of(), tmp_path, said.append) == 2  # else a resumed run would end otherwise
     write_json(tmp_path / threads.NOTED, {"threads": 99})  # of another machine
     with pytest.raises(AssertionError, match="measured"):
-        threads_for(recipe, plan_of(), tmp_path, session)
+        threads_for(recipe, plan_of(), tmp_path, said.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    assert threads_for(recipe, plan_of(), tmp_path, session) == 4
+    assert threads_for(recipe, plan_of(), tmp_path, said.append) == 4
     assert not said
 
 
-def test_a_training_says_its_threads_in_one_line_and_notes_them(tmp_path: Path, four_threads: None) -> None:
-    said: list[str] = []
+def test_a_training_says_its_threads_in_one_line_notes_them_and_is_forecast_on_them(
+    tmp_path: Path, four_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, forecast_on = list[str](), set[int]()
+
+    def timed(*given: Any) -> float:
+        forecast_on.add(given[-1].threads)
+        return 1e-6
+
+    monkeypatch.setattr(cost, "time_convolution", timed)
+    monkeypatch.setattr(threads, "choose_threads", lambda *given: choose_threads(*given)._replace(threads=2))
     data = write_brats(tmp_path / "data", 4)
     train(data, make_recipe("A1", "tiny", {**QUICK, "schedule.steps": 2}), tmp_path / "run", say=said.append)
     told = [line for line in said if line.startswith("threads: ")]
     assert len(told) == 1
-    noted = read_json(tmp_path / "run" / threads.NOTED)["threads"]
-    assert told[0].startswith(f"threads: {noted}, as a pass takes ")
+    assert read_json(tmp_path / "run" / threads.NOTED)["threads"] == 2 and forecast_on == {2}
+    assert told[0].startswith("threads: 2, as a pass takes ")
     assert torch.get_num_threads() == 4
 
 
@@ -92,5 +99,5 @@ def test_measuring_draws_no_random_number(tmp_path: Path, four_threads: None) ->
     recipe = make_recipe("A7", "tiny", {**QUICK, "generator.dropout": 0.5})
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    threads_for(recipe, plan_of(), tmp_path, Session(make_fabric(recipe), lambda _: None))
+    threads_for(recipe, plan_of(), tmp_path, lambda _: None)
     assert torch.equal(before, torch.get_rng_state())

@@ -41,7 +41,7 @@ from chiasm.training.cost import estimate_cost
 from chiasm.training.cross_fitting import part_of, train
 from chiasm.training.run import in_minutes
 from chiasm.training.run_folder import check_run_folder
-from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases, resolve_models
+from chiasm.training.run_planning import PlannedRun, Wishes, find_cases, plan_cases, resolve_models
 from chiasm.training.session import Say
 
 JOB = "job.json"
@@ -251,7 +251,7 @@ def plan_ahead(
         with tempfile.TemporaryDirectory(prefix="chiasm-") as place:
             found = find_cases(cases, recipe, Path(place), layout, selection)
             time = None if minutes is None else minutes / models
-            planned = plan_cases(found, recipe, Path(place), say, None, time)
+            planned = plan_cases(found, recipe, Path(place), say, None, Wishes(time))
         recipe, plan, split = planned.recipe, planned.run.plan, planned.run.split
     for line in _announce(recipe, plan, split, out):
         say(line)

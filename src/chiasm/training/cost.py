@@ -25,7 +25,7 @@ from chiasm.prediction.engines import cpu_multiplies_bfloat16
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.plan import Estimate, Plan
 from chiasm.preparation.planning import has_gpu
-from chiasm.recipe import Recipe, Schedule, validate_recipe
+from chiasm.recipe import Recipe, Schedule, Training, validate_recipe
 from chiasm.training.coding import PAIRS_TO_OTHERS
 from chiasm.training.joint_coding import Examples, JointCoding
 from chiasm.training.players import Players, make_players, only_expects_error
@@ -102,7 +102,7 @@ def list_layers(network: nn.Module, image: Tensor) -> list[Layer]:
 
 
 def estimate_cost(recipe: Recipe, plan: Plan) -> Estimate:
-    """Forecast time and memory of a training on this machine.
+    """Forecast time and memory of a training on this machine, on the threads that torch has now.
 
     Takes a second or two, more where the networks are large: each sees one patch.
 
@@ -245,7 +245,7 @@ def _phase_costs(passes: Passes, recipe: Recipe, plan: Plan) -> PhaseCosts:
     batch, settings = recipe.training.batch, recipe.training
 
     def seconds(layers: Sequence[Layer]) -> float:
-        one = sum(_seconds(layer, plan.dims, settings.accelerator, settings.precision) for layer in layers)
+        one = sum(_seconds(layer, plan.dims, settings) for layer in layers)
         return one * batch * BESIDE_CONVOLUTIONS
 
     # A forward and a backward pass are three passes: forward, towards the input, towards the weights.
@@ -284,20 +284,29 @@ def _memory_mb(passes: Passes, batch: int) -> float:
     return BASE_MB + 4 * (held + 6 * weights) / 2**20  # weights, average, gradients, two moments, a copy
 
 
-def _seconds(layer: Layer, dims: Literal[2, 3], accelerator: str, precision: str) -> float:
+def _seconds(layer: Layer, dims: Literal[2, 3], settings: Training) -> float:
     """Time one sample's forward and backward passes of a layer: its multiplications at the speed of its neighbours.
 
     Layers of one output width and grid share one timing of a 3-convolution.
     """
     work = layer.inputs * layer.kernel
-    neighbour: float = time_convolution(dims, layer.outputs, layer.size or (1,) * dims, accelerator, precision)
+    size, device = layer.size or (1,) * dims, Device(settings.accelerator, settings.precision, torch.get_num_threads())
+    neighbour: float = time_convolution(dims, layer.outputs, size, device)
     return float(neighbour * work / (layer.outputs * 3**dims))
 
 
+class Device(NamedTuple):
+    """What computes convolutions: an accelerator and a precision by name, and the threads that torch has."""
+
+    accelerator: str
+    precision: str
+    threads: int
+
+
 @lru_cache(maxsize=256)
-def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], accelerator: str, precision: str) -> float:
+def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], on: Device) -> float:
     """Time a 3-convolution of `width` channels on one sample, forward and back: the best of three, in seconds."""
-    on_gpu = has_gpu(accelerator)
+    on_gpu, precision = has_gpu(on.accelerator), on.precision
     device = torch.device("cuda" if on_gpu else "cpu")
     kind, memory, samples = _CONVOLUTIONS[dims]
     with torch.random.fork_rng(devices=[]):

@@ -43,9 +43,9 @@ from chiasm.training.loop import AnyLearner, learn, make_fabric
 from chiasm.training.players import varied_shares
 from chiasm.training.pretrained import find_pretrained
 from chiasm.training.run_folder import check_model_place, remove_baselines
-from chiasm.training.run_planning import PlannedRun, find_cases, plan_cases
+from chiasm.training.run_planning import PlannedRun, Wishes, find_cases, plan_cases
 from chiasm.training.session import LearningCases, Say, Session, Watcher
-from chiasm.training.threads import NOTED, threads_for
+from chiasm.training.threads import NOTED
 
 MOST_CALIBRATING = 2**24  # voxels of all validation cases together that the expected error is fitted to
 
@@ -106,21 +106,20 @@ def train(
                 return done
             check_model_place(folder)
             with _clock(session, folder, "planning"):
-                planned = plan_cases(found, recipe, folder, session.say, cache, minutes, parent)
-            recipe = planned.recipe
+                planned = plan_cases(found, recipe, folder, session.say, cache, Wishes(minutes, parent, threads))
+            recipe, threads = planned.recipe, planned.threads
             if announce is not None:
                 announce(planned)
             with _clock(session, folder, "preparation"):
                 cases, problems = _prepare(planned, cache, session.say)
         _check_prepared(cases, problems, planned.cohort.root, session.say)
         run = replace(planned.run, problems=(*planned.run.problems, *problems))
-        threads = threads_for(recipe, run.plan, folder, session, threads)
         if session.is_first_process:
             write_json(
                 folder / NOTED, {**environment(), **_note_start(recipe, run.plan, session.say), "threads": threads}
             )
-        session.say(_describe_cost(recipe, run.plan, planned.is_new))
         with on_threads(threads):
+            session.say(_describe_cost(recipe, run.plan, planned.is_new))
             with _clock(session, folder, "training"):
                 learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
             if session.is_first_process:

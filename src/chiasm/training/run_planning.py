@@ -77,7 +77,7 @@ def plan_run(
     """
     with locked(folder):
         found = find_cases(data, recipe, folder, layout, selection)
-        return plan_cases(found, recipe, folder, say, cache).run
+        return plan_cases(found, recipe, folder, say, cache, Wishes()).run
 
 
 def find_cases(
@@ -225,6 +225,7 @@ class PlannedRun:
         cohort: The usable cases; those with one side alone too, where the method learns from such.
         paired: Names of the training cases that count as pairs.
         is_new: Whether the plan was made now; a plan that was read may hold the forecast of another machine.
+        threads: Of the CPU, on which the training is forecast and done.
     """
 
     run: Run
@@ -232,11 +233,27 @@ class PlannedRun:
     cohort: Cohort
     paired: tuple[str, ...]
     is_new: bool
+    threads: int
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all cases to learn from: the pairs, then the unpaired ones."""
         return (*self.paired, *self.run.plan.unpaired)
+
+
+class Wishes(NamedTuple):
+    """What a caller may ask of a new run beside its recipe.
+
+    Attributes:
+        minutes: It gets as few steps as are done in that time.
+        parent: Plan of another model, whose weights go on learning or whose images are averaged with the new one's: it
+            holds for all that they depend on.
+        threads: Of the CPU; None leaves them to a measurement, as in `threads_for`.
+    """
+
+    minutes: float | None = None
+    parent: Plan | None = None
+    threads: int | None = None
 
 
 class _Unpaired(NamedTuple):
@@ -252,13 +269,9 @@ def plan_cases(
     folder: Path,
     say: Say,
     cache: Path | None,
-    minutes: float | None = None,
-    parent: Plan | None = None,
+    wishes: Wishes,
 ) -> PlannedRun:
     """Do the work of `plan_run` on cases that were found; the run folder is this process's own.
-
-    With `minutes`, a new run gets as few steps as are done in that time.  With the plan of a `parent`, whose weights go
-    on learning, that holds for all that they depend on.
 
     Raises:
         ChiasmError: As `plan_run`.
@@ -280,18 +293,34 @@ def plan_cases(
         say(problem.line)
     unpaired = _unpaired_names(recipe, split, paired, lone)
     before = _read_plan_of_before(folder / "plan.toml", unpaired)
-    plan = before or _choose_plan(recipe, usable, paired, aligned, examined, parent)
-    plan = replace(plan, unpaired=unpaired)
-    if before is None and minutes is not None:
-        from chiasm.training.cost import fit_time
-
-        recipe, plan = fit_time(recipe, plan, minutes)
+    plan = before or _choose_plan(recipe, usable, paired, aligned, examined, wishes.parent)
+    recipe, plan, threads = _forecast(recipe, replace(plan, unpaired=unpaired), folder, say, wishes, before is None)
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     hashes = {name: one.images[recipe.data.sources[0]].voxels for name, one in examined.cases.items()}
     write_splits(folder / "splits.json", split, hashes, examined.cohort.cases)
     if before is None:
         write_plan(folder / "plan.toml", plan)
-    return PlannedRun(Run(folder, plan, split, usable.problems), recipe, usable, paired, before is None)
+    return PlannedRun(Run(folder, plan, split, usable.problems), recipe, usable, paired, before is None, threads)
+
+
+def _forecast(
+    recipe: Recipe, plan: Plan, folder: Path, say: Say, wishes: Wishes, is_new: bool
+) -> tuple[Recipe, Plan, int]:
+    """Choose the threads, and forecast a new training on them; return recipe and plan with the steps that fit."""
+    from chiasm.prediction.engines import on_threads
+    from chiasm.training.cost import check_memory, estimate_cost, fit_time
+    from chiasm.training.threads import threads_for
+
+    if is_new:
+        check_memory(recipe, plan)
+    threads = threads_for(recipe, plan, folder, say, wishes.threads)
+    if not is_new:
+        return recipe, plan, threads
+    with on_threads(threads):
+        plan = replace(plan, expected=estimate_cost(recipe, plan))
+    if wishes.minutes is not None:
+        recipe, plan = fit_time(recipe, plan, wishes.minutes)
+    return recipe, plan, threads
 
 
 def _describe_held_out(split: Split) -> str:
@@ -410,15 +439,12 @@ def _choose_plan(
     parent: Plan | None,
 ) -> Plan:
     facts = PartOf(examined.cases, attrgetter("facts"))
-    from chiasm.training.cost import estimate_cost
     from chiasm.training.players import patch_needs
 
     if parent is not None:
-        plan = continue_plan(parent, recipe, cohort, paired, examined=facts)
-        return replace(plan, expected=estimate_cost(recipe, plan))
+        return continue_plan(parent, recipe, cohort, paired, examined=facts)
     needs = patch_needs(recipe)
-    plan = make_plan(recipe, cohort, paired, needs=needs, moved_mm=aligned.moved_mm, examined=facts)
-    return replace(plan, expected=estimate_cost(recipe, plan))
+    return make_plan(recipe, cohort, paired, needs=needs, moved_mm=aligned.moved_mm, examined=facts)
 
 
 def registered_in(folder: Path, recipe: Recipe, cache: Path | None = None) -> Path:

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from chiasm.prediction.engines import pick_precision
 from chiasm.prediction.model import source_channels
+from chiasm.preparation.arrays import Say
 from chiasm.preparation.plan import Plan
+from chiasm.preparation.planning import has_gpu
 from chiasm.recipe import Recipe
 from chiasm.storage import read_facts
 from chiasm.training.players import make_players
-from chiasm.training.session import Session
 
 ROUNDS = 2  # passes that are timed on each number of threads, in turn
 WORTH = 0.9  # of the time of fewer threads that more of them may take
@@ -69,44 +71,45 @@ def choose_threads(
     return ThreadChoice(chosen, seconds)
 
 
-def threads_for(recipe: Recipe, plan: Plan, folder: Path, session: Session, asked: int | None = None) -> int:
+def threads_for(recipe: Recipe, plan: Plan, folder: Path, say: Say, asked: int | None = None) -> int:
     """Return the threads of a training: as asked for, as noted in its folder, or as measured, which is said.
 
     Args:
         recipe: Networks and batch.
         plan: Says patch and dimensions.
         folder: The run folder.
-        session: Devices, and whom to report to.
+        say: Called with a line for the user, where it is measured.
         asked: By whoever calls; None leaves it to the environment and to the measurement.
     """
     most = torch.get_num_threads()
-    if asked is not None or not _is_free(recipe, session, most):
+    if asked is not None or not _is_free(recipe, most):
         return asked or most
     noted = read_facts(folder / NOTED).get("threads")
     if isinstance(noted, int) and 1 <= noted <= most:
         return noted
     numbers = sorted({1, max(1, most // 2), most})
-    found = choose_threads(_passes(recipe, plan, session), numbers)
-    session.say(found.line)
+    found = choose_threads(_passes(recipe, plan), numbers)
+    say(found.line)
     return found.threads
 
 
-def _is_free(recipe: Recipe, session: Session, most: int) -> bool:
+def _is_free(recipe: Recipe, most: int) -> bool:
     """Return whether nobody has said how many threads there are, and it matters."""
     is_said = any(os.environ.get(name) for name in SAID_BY)
-    on_cpu = session.fabric.device.type == "cpu" and session.fabric.world_size == 1
+    on_cpu = recipe.training.devices == 1 and not has_gpu(recipe.training.accelerator)
     return most > 1 and on_cpu and not is_said and recipe.optimiser.kind != "admm"
 
 
-def _passes(recipe: Recipe, plan: Plan, session: Session) -> Callable[[], None]:
+def _passes(recipe: Recipe, plan: Plan) -> Callable[[], None]:
     """Return the generator's part of a step, of a generator that is thrown away: forward and back."""
     generator: nn.Module = make_players(recipe, plan, 0).generator.train()
     memory = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
     shape = (recipe.training.batch, source_channels(plan), *plan.patch)
     batch = torch.zeros(shape).contiguous(memory_format=memory)
+    is_reduced = pick_precision(recipe.training.precision, recipe.training.accelerator) != "32-true"
 
     def work() -> None:
-        with torch.random.fork_rng(devices=[]), session.fabric.autocast():
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=is_reduced):
             generator(batch).float().sum().backward()
 
     return work
