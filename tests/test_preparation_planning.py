@@ -362,6 +362,9 @@ def test_a_network_far_larger_than_the_body_is_told_of(cohort: Cohort) -> None:
     with pytest.raises(RecipeError, match=r"multiple of 256, such as 256 or 512.*pix2pix-32"):
         planned(cohort, make_recipe("pix2pix", "tiny", {"data.dims": "2d", "data.patch": 96}), needs=needs)
     assert "pix2pix" not in planned(cohort, ask(patch="auto")).reasons["patch"]
+    large, fitting = (planned(cohort, ask(patch=side)).reasons["patch"] for side in (512, 32))
+    assert re.fullmatch(r"set in the recipe, but the median .* has only \d+ x \d+: the rest .* is empty.*", large)
+    assert fitting == "set in the recipe"
 
 
 def test_the_mask_rule_is_that_of_the_cohort(cohort: Cohort, tmp_path: Path) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from chiasm.errors import RecipeError
 from chiasm.preparation.fingerprint import Fingerprint
-from chiasm.preparation.plan import AXES, MOST_PATCH, Triple
+from chiasm.preparation.plan import MOST_PATCH, Triple
 from chiasm.recipe import Plane, Recipe
 
 PATCH_2D: Mapping[str, int] = {"tiny": 64, "small": 128, "large": 160, "paper": 160}
 PATCH_3D: Mapping[str, int] = {"tiny": 32, "small": 64, "large": 96, "paper": 96}
 SMALLEST_PATCH = 64
 MOST_EMPTY = 1.25  # a patch so many times as long as the body is reported
+EMPTY = "the rest of a patch is empty"
 
 
 class PatchNeeds(NamedTuple):
@@ -54,7 +55,7 @@ def choose_patch(
     recipe: Recipe,
     seen: Fingerprint,
     spacing: Triple,
-    dims: Literal[2, 3],
+    axes: Sequence[int],
     reasons: dict[str, str],
     needs: PatchNeeds | None,
 ) -> tuple[int, ...]:
@@ -64,40 +65,57 @@ def choose_patch(
         recipe: What is asked for.
         seen: Facts on the training cases.
         spacing: Of the grid, mm.
-        dims: Axes of a patch.
+        axes: Which of I, J and K a patch has, in its order.
         reasons: Gets the reason, under "patch".
         needs: Of networks that are not this project's own, or None.
 
     Raises:
         RecipeError: If the patch asked for does not fit the networks.
     """
-    needs = needs or PatchNeeds(own=True)
+    needs, dims = needs or PatchNeeds(own=True), len(axes)
     multiple = math.lcm(_halved_by(recipe, needs), needs.multiple)
     smaller = "generator.network=pix2pix-32 takes multiples of 32." if recipe.generator.network == "pix2pix" else None
     asked = recipe.data.patch
     if asked != "auto":
         step = multiple if needs.own else needs.multiple
         _check_patch(asked, dims, needs._replace(multiple=step), smaller)
-        reasons["patch"] = "set in the recipe"
-        return (asked,) * dims
+        patch = (asked,) * dims
+        reasons["patch"] = f"set in the recipe{describe_empty(patch, seen, spacing, axes)}"
+        return patch
     least = _next_fit(needs.smallest, multiple, needs.offset)
     usual = (PATCH_2D if dims == 2 else PATCH_3D).get(recipe.size, SMALLEST_PATCH)
     most = max(least, _next_fit(usual - multiple + 1, multiple, needs.offset))
-    sides = body_voxels(seen, spacing)
-    body = [math.ceil(sides[axis]) for axis in AXES[choose_plane(recipe, dims, {})][:dims]]
-    if any(least > MOST_EMPTY * side for side in body):
+    if empty := describe_empty((least,) * dims, seen, spacing, axes):
         hint = f"; {smaller.rstrip('.')}" if smaller else ""
-        reasons["patch"] = (
-            f"the networks need {least} voxels, but the median brain or body has only {' x '.join(map(str, body))}: "
-            f"the rest of a patch is empty, and takes as much time{hint}"
-        )
+        reasons["patch"] = f"the networks need {least} voxels{empty}{hint}"
     else:
         offset = f"{needs.offset} voxels and " if needs.offset else ""
         reasons["patch"] = (
             f"{offset}multiples of {multiple}, which the networks need; "
             f"at most {most} at size {recipe.size}, and no larger than the median brain or body needs"
         )
+    body = _median_body(seen, spacing, axes)
     return tuple(min(most, max(least, _next_fit(size, multiple, needs.offset))) for size in body)
+
+
+def describe_empty(patch: Sequence[int], seen: Fingerprint, spacing: Triple, axes: Sequence[int]) -> str:
+    """Describe that a patch is much longer than most brains or bodies; nothing if it is not.
+
+    Args:
+        patch: In voxels.
+        seen: Facts on the training cases.
+        spacing: Of the grid, mm.
+        axes: Which of I, J and K the patch has, in its order.
+    """
+    body = _median_body(seen, spacing, axes)
+    if all(side <= MOST_EMPTY * there for side, there in zip(patch, body)):
+        return ""
+    return f", but the median brain or body has only {' x '.join(map(str, body))}: {EMPTY}, and takes as much time"
+
+
+def _median_body(seen: Fingerprint, spacing: Triple, axes: Sequence[int]) -> list[int]:
+    sides = body_voxels(seen, spacing)
+    return [math.ceil(sides[axis]) for axis in axes]
 
 
 def _halved_by(recipe: Recipe, needs: PatchNeeds) -> int:

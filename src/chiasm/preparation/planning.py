@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chiasm.cohorts.cases import Case, Cohort, Problem
 from chiasm.errors import CohortError, RecipeError, VolumeError
+from chiasm.preparation import patches
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.degradation import describe_degradation
 from chiasm.preparation.examination import check_contrast
@@ -38,8 +39,7 @@ from chiasm.preparation.out_of_distribution import (
     histogram_distance,
     histogram_of,
 )
-from chiasm.preparation.patches import SMALLEST_PATCH, PatchNeeds, body_voxels, choose_patch, choose_plane
-from chiasm.preparation.plan import Estimate, Plan, Tables, Triple, across
+from chiasm.preparation.plan import AXES, Estimate, Plan, Tables, Triple, across
 from chiasm.progress import Progress
 from chiasm.recipe import LEAST_SPACING, MOST_SPACING, BiasCorrection, Data, Recipe, Registration
 from chiasm.registration.cohort import describe_movement
@@ -58,7 +58,7 @@ def make_plan(
     train_ids: Sequence[str],
     progress: Progress | None = None,
     *,
-    needs: PatchNeeds | None = None,
+    needs: patches.PatchNeeds | None = None,
     moved_mm: Mapping[str, float] | None = None,
     examined: Mapping[str, CaseFacts] | None = None,
 ) -> Plan:
@@ -90,7 +90,8 @@ def make_plan(
     dims, slices = _choose_dims(recipe, seen, spacing, reasons)
     if terms.degradation is not None:
         reasons["degradation"] = describe_degradation(terms.degradation, spacing[across(terms.degradation)], dims)
-    patch = choose_patch(recipe, seen, spacing, dims, reasons, needs)
+    plane = patches.choose_plane(recipe, dims, reasons)
+    patch = patches.choose_patch(recipe, seen, spacing, AXES[plane][:dims], reasons, needs)
     source_kinds, target_kind = _choose_kinds(recipe, seen, reasons)
     return Plan(
         **_requests(data),
@@ -109,7 +110,7 @@ def make_plan(
         reasons=reasons,
         degradation=terms.degradation,
         reading=reading,
-        plane=choose_plane(recipe, dims, reasons),
+        plane=plane,
     )
 
 
@@ -161,6 +162,8 @@ def continue_plan(
         reasons["lookup"] = "as in the parent, whose networks started from it"
     if seen.mask_rule != parent.mask_rule:
         reasons["mask_rule"] += f"; for these images alone it would be {seen.mask_rule}: check the predictions"
+    plane = parent.plane if goes_on else patches.choose_plane(recipe, parent.dims, reasons)
+    reasons["patch"] += patches.describe_empty(parent.patch, seen, parent.spacing_mm, AXES[plane][: parent.dims])
     reasons["trained_on"] = f"{len(train_ids)} training cases; ranges and the target's unit are fitted on them"
     return replace(
         parent,
@@ -169,10 +172,9 @@ def continue_plan(
         **_extents(seen),
         trained_on=tuple(train_ids),
         unpaired=(),
-        expected=Estimate(0.0, 0.0, 0.0),
         reasons=reasons,
         reading=learning[train_ids[0]].reading,
-        plane=parent.plane if goes_on else choose_plane(recipe, parent.dims, reasons),
+        plane=plane,
     )
 
 
@@ -356,7 +358,7 @@ def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) 
     asked = recipe.data.spacing_mm
     if asked != "auto":
         reasons["spacing_mm"] = "set in the recipe"
-        voxels = math.prod(body_voxels(seen, (asked, asked, asked)))
+        voxels = math.prod(patches.body_voxels(seen, (asked, asked, asked)))
         if voxels > MOST_VOXELS:
             raise RecipeError(
                 "data.spacing_mm is too fine for these images",
@@ -382,8 +384,7 @@ def _choose_spacing(recipe: Recipe, seen: Fingerprint, reasons: dict[str, str]) 
 def _check_memory(recipe: Recipe, seen: Fingerprint, spacing: Triple, reasons: dict[str, str]) -> None:
     """Refuse a grid on which the largest case does not fit into memory; note its memory if that is much."""
     channels = len(recipe.data.sources) * (2 if recipe.data.histogram else 1)
-    shapes = [[size / step for size, step in zip(case.body_mm, spacing)] for case in seen.cases]
-    largest = max(shapes, key=math.prod)
+    largest = max(([size / step for size, step in zip(case.body_mm, spacing)] for case in seen.cases), key=math.prod)
     check_prepared(largest, channels)
     if (needed := prepared_bytes(largest, channels)) > NAMED_FROM:
         reasons["spacing_mm"] += f"; the largest case takes about {needed / 2**30:.1f} GB while it is prepared"
@@ -412,7 +413,7 @@ def _why_not_3d(recipe: Recipe, seen: Fingerprint, spacing: Triple) -> str:
         return f"3D training is too slow for the size {recipe.size}"
     if max(spacing) > ISOTROPIC * min(spacing):
         return "the slices are thick, so neighbours show little: 3D needs even spacing"
-    if min(body_voxels(seen, spacing)) < SMALLEST_PATCH:
+    if min(patches.body_voxels(seen, spacing)) < patches.SMALLEST_PATCH:
         return "the volumes are too thin for 3D patches"
     if not has_gpu(recipe.training.accelerator):
         return "there is no GPU, and 3D training is too slow without one"

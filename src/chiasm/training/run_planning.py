@@ -38,6 +38,7 @@ from chiasm.names import amount
 from chiasm.on_demand import PartOf
 from chiasm.preparation.arrays import Say
 from chiasm.preparation.examination import ExaminedCohort, examine_cohort
+from chiasm.preparation.patches import EMPTY
 from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.preparation.planning import continue_plan, make_plan
 from chiasm.preparation.unpaired import describe_unpaired, find_unpaired, refuse_duplicates
@@ -294,6 +295,8 @@ def plan_cases(
     unpaired = _unpaired_names(recipe, split, paired, lone)
     before = _read_plan_of_before(folder / "plan.toml", unpaired)
     plan = before or _choose_plan(recipe, usable, paired, aligned, examined, wishes.parent)
+    if before is None and EMPTY in plan.reasons["patch"]:
+        say(f"warning: patches of {' x '.join(map(str, plan.patch))} voxels: {plan.reasons['patch']}")
     recipe, plan, threads = _forecast(recipe, replace(plan, unpaired=unpaired), folder, say, wishes, before is None)
     write_recipe(folder / "recipe.toml", recipe)  # from here on the folder is this recipe's
     hashes = {name: one.images[recipe.data.sources[0]].voxels for name, one in examined.cases.items()}
@@ -443,8 +446,7 @@ def _choose_plan(
 
     if parent is not None:
         return continue_plan(parent, recipe, cohort, paired, examined=facts)
-    needs = patch_needs(recipe)
-    return make_plan(recipe, cohort, paired, needs=needs, moved_mm=aligned.moved_mm, examined=facts)
+    return make_plan(recipe, cohort, paired, needs=patch_needs(recipe), moved_mm=aligned.moved_mm, examined=facts)
 
 
 def registered_in(folder: Path, recipe: Recipe, cache: Path | None = None) -> Path:
