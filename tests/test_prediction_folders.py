@@ -231,6 +231,13 @@ def test_inputs_that_are_left_out_are_named_with_exit_3(
         main(["predict", str(finished_run), str(data), "-o", str(tmp_path / "out2")])
     assert ended.value.code == 3
     assert "1 volumes in folders below, such as deeper/image9.nii.gz" in capsys.readouterr().err
+    damaged = data / "scan0.nii.gz"
+    damaged.write_bytes(image.read_bytes()[:500])
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", str(finished_run), str(damaged), "-o", str(tmp_path / "new" / "out")])
+    told = capsys.readouterr()
+    assert ended.value.code == 3 and not (tmp_path / "new").exists()
+    assert "no case was predicted" in told.out and told.err.count(str(damaged)) == 1
 
 
 def test_a_folder_of_another_modality_is_never_taken_for_the_source(

@@ -104,7 +104,8 @@ class Problem:
     @property
     def line(self) -> str:
         """One line that says what is left out and why."""
-        return f"left out: {self.path}: {self.message}"
+        where = "" if str(self.path) in self.message else f"{self.path}: "
+        return f"left out: {where}{self.message}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -42,6 +43,7 @@ from chiasm.commands.options import (
 from chiasm.commands.serving import NodeOptions, PageOptions
 from chiasm.locks import check_output
 from chiasm.names import amount
+from chiasm.outputs import remove_files
 from chiasm.progress import count, follow, open_progress
 
 if TYPE_CHECKING:
@@ -216,6 +218,7 @@ def predict(
     check_output(out)
     from chiasm.runners import imported_ahead
 
+    there = next(place for place in (out, *out.parents) if place.exists())
     ahead = ["chiasm.prediction.folders", "scipy.ndimage"] if runner == "processes" else []
     with imported_ahead(ahead), open_progress() as bar:
         from chiasm.prediction.cross_fitted import predict_by_role
@@ -243,13 +246,25 @@ def predict(
             progress=count(bar, "predicting"),
             say=say_above(bar),
         )
+    if not any(one.manifest.cases for one in made):
+        _leave_nothing(made, there)
     for one in made:
         _show_predictions(one)
     finish(tuple(dict.fromkeys(problem for one in made for problem in one.problems)))
 
 
+def _leave_nothing(made: Sequence[Predicted], there: Path) -> None:
+    """Remove manifests without a case, and the folders that were made for them."""
+    from chiasm.prediction.manifest import FILE
+
+    remove_files(there, (str((one.folder / FILE).relative_to(there)) for one in made))
+
+
 def _show_predictions(made: Predicted) -> None:
     """Show how many cases were predicted, and the warnings on their images."""
+    if not made.manifest.cases:
+        say("no case was predicted")
+        return
     kept = f", {len(made.kept)} were there already" if made.kept else ""
     say(f"{amount(len(made.done), 'case')} predicted{kept}: {made.folder}")
     for note in made.notes:
