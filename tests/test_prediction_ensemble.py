@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +19,7 @@ import torch
 import chiasm
 from chiasm.checksums import sha256_of, with_checksum, without_checksum
 from chiasm.cli import main
-from chiasm.errors import CohortError, RunError
+from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError
 from chiasm.evaluation.rows import read_evaluation
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.ensemble import Moments, average_models
@@ -189,6 +191,10 @@ def test_models_of_other_averages_are_refused_alike_until_somebody_says_which(
         with pytest.raises(RunError, match=r"different averages of mirror images \(found none, flip\)"):
             ask()
     assert not [path for path in out.rglob("*") if path.name != ".lock"]
+    with pytest.raises(RecipeError, match=r"average.*twice"):
+        serve(runs, page=Page(port=0), loading=partial(chiasm.load, average="twice"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ChiasmError, match="cannot listen on"):
+        serve(runs, page=Page(port=taken.getsockname()[1]), loading=partial(chiasm.load, average="none"))
     source = next(toy_cohort.rglob("*_t1.nii.gz"))
     plain, flipped = chiasm.load(runs, average="none"), chiasm.load(runs, average="flip")
     once, twice = plain.predict(source).image.array, flipped.predict(source).image.array

@@ -366,6 +366,7 @@ def serve(
     page: PageOptions,
     node: NodeOptions,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
+    average: Average = "auto",
     accelerator: Accelerator = "auto",
     precision: Precision = "auto",
     engine: Engine = "auto",
@@ -376,15 +377,14 @@ def serve(
         check_output(node.out)
     from datetime import datetime
 
-    from chiasm.prediction.engines import Hardware
+    from chiasm.prediction.folders import load
     from chiasm.serving.server import serve as run_server
 
+    loading = partial(load, accelerator=accelerator, precision=precision, engine=engine, reading=reading.reading())
     run_server(
         run,
         page=page.page(host, node.series),
         node=node.node(host),
-        reading=reading.reading(),
-        hardware=Hardware(accelerator, precision, engine),
-        trust=several(trust),
+        loading=partial(loading, average=average, trust=several(trust)),
         say=lambda line: say(f"{datetime.now():%H:%M:%S} {line}"),
     )

@@ -167,8 +167,7 @@ def common_average(asked: str, models: Sequence[Model]) -> Average:
             "the models were made for different averages of mirror images",
             reason="average",
             found=", ".join(chosen),
-            hint="Say which: chiasm predict --average none, chiasm export --average none, or average='none' in Python; "
-            "chiasm serve takes models that agree.",
+            hint="Say which: chiasm predict, export or serve --average none, or average='none' in Python.",
         )
     return chosen[0]
 

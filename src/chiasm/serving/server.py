@@ -5,21 +5,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from chiasm.errors import ChiasmError, RecipeError, RunError
-from chiasm.prediction.engines import ANY_HARDWARE, Hardware
 from chiasm.prediction.folders import Predictor, load
 from chiasm.serving.dicom_node import Node, check_node, check_one_source, run_node
 from chiasm.serving.spool import spooled
 from chiasm.serving.stop import Stop, until_stopped
 from chiasm.serving.web_limits import Page
-from chiasm.volumes import Reading
-from chiasm.volumes.screening import STRICT
 
 if TYPE_CHECKING:
     import uvicorn
@@ -35,9 +32,7 @@ def serve(
     *,
     page: Page | None = None,
     node: Node | None = None,
-    reading: Reading = STRICT,
-    hardware: Hardware = ANY_HARDWARE,
-    trust: str | Collection[str] = (),
+    loading: Callable[[Path | Sequence[Path]], Predictor] = load,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve a model until Ctrl-C or SIGTERM; then remove the scans that were handed in.
@@ -46,27 +41,17 @@ def serve(
         run: A run folder or its model folder; of several, the images are averaged and their spread is written too.
         page: Where a page and a REST API listen; None for neither.
         node: Where a DICOM node listens, which needs a model of one source; None for none.
-        reading: What to assume of files whose headers leave a question open.
-        hardware: Where, how precisely and by which engine networks run.
-        trust: Classes of others that the model may consist of, as ``package.module:Class``.
+        loading: `load`, perhaps with options such as the average and the classes of others that it may load.
         say: Called with each line of the log.
 
     Raises:
-        RecipeError: If there is neither, or one would be open to the network.
-        RunError: If there is no model, several cannot be averaged, it needs code that `trust` does not name or more
-            sources than a node can match, a package is not installed, or another process keeps results in
-            the node's folder.
+        RecipeError: If there is neither, or one would be open to the network, or as `load`.
+        RunError: As `load`, or if the model has more sources than a node can match, a package is not installed, or
+            another process keeps results in the node's folder.
         ChiasmError: If an address cannot be listened on.
     """
     _check(page, node)
-    predictor = load(
-        run,
-        accelerator=hardware.accelerator,
-        precision=hardware.precision,
-        engine=hardware.engine,
-        reading=reading,
-        trust=trust,
-    )
+    predictor = loading(run)
     if node is not None:
         check_one_source(predictor, run if isinstance(run, Path) else run[0])
     turn = Lock()
