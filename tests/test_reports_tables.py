@@ -30,6 +30,8 @@ def test_the_best_mean_of_a_line_is_strong_whether_lower_or_higher_is_better() -
     table = tabulate_means("", means, METHODS, "cases")
     assert table is not None
     assert [[cell.strong for cell in line[3:]] for line in table.rows] == [[True, False], [False, True], [False, False]]
+    unmarked = tabulate_means("", means, METHODS, "cases", unmarked={"mae"})
+    assert unmarked is not None and [line[3].strong or line[4].strong for line in unmarked.rows] == [False, True, False]
     assert [line[1].text for line in table.rows] == ["MAE ↓", "PSNR ↑", "Bias"]
     assert (table.rows[0][3].text, table.rows[0][3].spread) == ("0.200", "±\u00a00.050")
 

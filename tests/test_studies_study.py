@@ -218,6 +218,13 @@ def test_notes_of_a_study_that_somebody_changed_are_refused_in_one_sentence(
         report(copy)
 
 
+def marked(page: str) -> set[str]:
+    """Return the metrics with a best mean in the table of a study's scores."""
+    table = page[page.index('id="scores"') : page.index('id="tests"')]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in table.split("<tr>") if "<b>" in row]
+    return {row[1].partition(" <")[0] for row in rows}
+
+
 @pytest.mark.slow
 def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Path, Done], tmp_path: Path) -> None:
     _, out, done = finished
@@ -232,6 +239,7 @@ def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Pa
     notes["study"]["arms"].append("few")
     write_json(copy / "study.json", notes)
     page = report(copy).read_text()
+    assert {"MAE ↓", "PSNR ↑", "SSIM ↑"} <= marked(done.report.read_text()) - marked(page) and marked(page)
     assert "arms learn from different subjects" in page and "arms learn from" not in done.report.read_text()
     assert f"declared, and not compared: contrast_kept in WT, {first[1]} against {first[0]}" in page
     assert lost and f"left out, for reasons that chiasm inspect shows: {', '.join(lost)}" in page

@@ -66,6 +66,7 @@ class Findings:
         paragraph: Of a paper's methods section, to paste.
         cases: Case id -> its page, relative to the report.
         panes: Pictures of some cases side by side, or None.
+        own_units: Metrics whose unit differs between arms, because they learn from different subjects.
     """
 
     title: str
@@ -82,6 +83,7 @@ class Findings:
     paragraph: str
     cases: Mapping[str, str]
     panes: CasePanes | None = None
+    own_units: Collection[str] = ()
 
     @property
     def declared(self) -> list[Comparison]:
@@ -198,7 +200,7 @@ def _tabulate_methods(found: Findings) -> PageTable | None:
         for s in found.summaries
     )
     methods = [Column(name, "" if name in found.arms else "naive", True) for name in found.methods]
-    return tabulate_means("Metrics by region and method", means, methods, "subjects")
+    return tabulate_means("Metrics by region and method", means, methods, "subjects", unmarked=found.own_units)
 
 
 def seeds_sd(found: Findings, one: MethodSummary) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -136,7 +136,12 @@ class MethodMean(NamedTuple):
 
 
 def tabulate_means(
-    caption: str, means: Iterable[MethodMean], methods: Sequence[Column], counted: str
+    caption: str,
+    means: Iterable[MethodMean],
+    methods: Sequence[Column],
+    counted: str,
+    *,
+    unmarked: Collection[str] = (),
 ) -> PageTable | None:
     """Set methods side by side: a line for each region and metric, the best mean of a line strong.
 
@@ -145,6 +150,7 @@ def tabulate_means(
         means: In the order of the lines.
         methods: A column for each method, labelled with its name.
         counted: What a mean's n counts, such as "cases".
+        unmarked: Metrics of which each method has a unit of its own, so that no mean is the best.
 
     Returns:
         The table, or None without means.
@@ -153,16 +159,16 @@ def tabulate_means(
     if not lines:
         return None
     columns = [Column("Region"), Column("Metric"), Column("n", counted, True), *methods]
-    return PageTable(
-        caption, columns, [_mean_line(line, [column.label for column in methods]) for line in lines.values()]
-    )
+    labels = [column.label for column in methods]
+    rows = [_mean_line(line, labels, is_marked=metric not in unmarked) for (_, metric), line in lines.items()]
+    return PageTable(caption, columns, rows)
 
 
-def _mean_line(line: Mapping[str, MethodMean], methods: Sequence[str]) -> list[Cell]:
+def _mean_line(line: Mapping[str, MethodMean], methods: Sequence[str], *, is_marked: bool) -> list[Cell]:
     first = next(iter(line.values()))
     metric = find_metric(first.metric)
     known = [one.mean for one in line.values() if math.isfinite(one.mean)]
-    best, like = metric.best(known), max(map(abs, known), default=1.0)
+    best, like = metric.best(known) if is_marked else math.nan, max(map(abs, known), default=1.0)
     label = Cell(f"{metric.label}{metric.arrow}", metric.label, spread=show_unit(first.unit))
     count = max(one.n for one in line.values())
     return [cell(first.region), label, cell(count), *(_mean_cell(line.get(name), best, like) for name in methods)]

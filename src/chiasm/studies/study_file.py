@@ -138,6 +138,13 @@ class Study(Section):
         alike = self.own_split(arm) == self.own_split(against)
         return alike or metric not in OF_SCALE or self.target == "ct"
 
+    @property
+    def own_units(self) -> frozenset[str]:
+        """The metrics of which arms have units of their own."""
+        first, *others = self.arms
+        alike = all(self.are_comparable(arm, first, metric) for arm in others for metric in OF_SCALE)
+        return frozenset() if alike else OF_SCALE
+
     def _faults_of_comparisons(self) -> Iterator[str]:
         """Name the arms in comparisons that the study does not have, and those whose scores have different scales."""
         if self.expected_error not in (None, *self.arms):

@@ -99,6 +99,7 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         paragraph=_methods(study, len(notes.people(cases_of(rows))), _fold_facts(notes, root)),
         cases=links,
         panes=panes,
+        own_units=study.own_units,
     )
     report = write_findings(folder / "report.html", found)
     write_digest(folder, found)
@@ -233,8 +234,7 @@ def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
         warnings.append(f"left out, for reasons that chiasm inspect shows: {', '.join(left)}")
     if len(people) < FEWEST:
         warnings.append(f"only {len(people)} subjects: nothing is tested")
-    first, *others = notes.study.arms
-    if not all(notes.study.are_comparable(arm, first, "mae") for arm in others):
+    if notes.study.own_units:
         warnings.append(
             "arms learn from different subjects, whose SD is the unit of their errors: compare such arms by the mean "
             "absolute error of the scan"
