@@ -234,7 +234,9 @@ def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Pa
     notes["study"]["only_folds"] = None  # as if all folds had run: what is then without a figure was left out
     lost = sorted(set(notes["cases"]) - {row.case for row in done.rows})
     first = notes["study"]["arms"][:2]
-    notes["study"]["primary"] = [{"arm": first[1], "against": first[0], "metric": "contrast_kept", "region": "WT"}]
+    of_arms = {"arm": first[1], "against": first[0]}
+    metrics = {"contrast_kept": "WT", "bias": "mask"}  # of the latter none is better: earlier versions took it
+    notes["study"]["primary"] = [{**of_arms, "metric": metric, "region": metrics[metric]} for metric in metrics]
     notes["study"]["variants"] = {"few": ["A1", "split.training_subjects=1"]}
     notes["study"]["arms"].append("few")
     write_json(copy / "study.json", notes)
@@ -242,6 +244,7 @@ def test_a_case_that_no_job_scored_is_named_on_the_page(finished: tuple[Path, Pa
     assert {"MAE ↓", "PSNR ↑", "SSIM ↑"} <= marked(done.report.read_text()) - marked(page) and marked(page)
     assert "arms learn from different subjects" in page and "arms learn from" not in done.report.read_text()
     assert f"declared, and not compared: contrast_kept in WT, {first[1]} against {first[0]}" in page
+    assert "declared, and not compared: bias in mask" in page and "neither more nor less of it is better" in page
     assert lost and f"left out, for reasons that chiasm inspect shows: {', '.join(lost)}" in page
     assert "left out, as" not in done.report.read_text()
     assert write_study_report(copy).left_out == tuple(lost)

@@ -74,9 +74,27 @@ class Study(Section):
     ray: Ray | None = None
 
     @property
-    def declared(self) -> tuple[Primary, ...]:
-        """All primary comparisons."""
+    def asked(self) -> tuple[Primary, ...]:
+        """All primary comparisons, as the study file has them."""
         return (self.primary,) if isinstance(self.primary, Primary) else self.primary
+
+    @property
+    def declared(self) -> tuple[Primary, ...]:
+        """Those whose scores can be compared: all of a study file; notes of before version 0.2 may hold others."""
+        return tuple(one for one in self.asked if not self.why_not_compared(one))
+
+    def why_not_compared(self, one: Primary) -> str:
+        """Say why a comparison cannot be made; nothing if it can."""
+        if one.metric not in ORDERED:
+            return (
+                f"the metric {one.metric!r} is unknown, or neither more nor less of it is better: {', '.join(ORDERED)}"
+            )
+        if not self.are_comparable(one.arm, one.against, one.metric):
+            return (
+                f"{one.arm} and {one.against} learn from different subjects, whose SD is the unit of {one.metric}: "
+                'compare them by metric = "mae_own", in the intensities of each scan'
+            )
+        return ""
 
     def build(self, arm: str, changes: Mapping[str, object]) -> Recipe:
         """Resolve an arm or a variant.
@@ -146,20 +164,12 @@ class Study(Section):
         return frozenset() if alike else OF_SCALE
 
     def _faults_of_comparisons(self) -> Iterator[str]:
-        """Name the arms in comparisons that the study does not have, and those whose scores have different scales."""
+        """Name the arms in comparisons that the study does not have."""
         if self.expected_error not in (None, *self.arms):
             yield f"expected_error names {self.expected_error!r}, which is none of the arms"
-        for arm in chain.from_iterable((one.arm, one.against) for one in self.declared):
+        for arm in chain.from_iterable((one.arm, one.against) for one in self.asked):
             if arm not in self.arms:
                 yield f"the primary comparison names {arm!r}, which is none of the arms"
-        for one in self.declared:
-            if one.metric not in ORDERED:
-                yield f"the primary comparison names the metric {one.metric!r}: one of {', '.join(ORDERED)}"
-            if not self.are_comparable(one.arm, one.against, one.metric):
-                yield (
-                    f"{one.arm} and {one.against} learn from different subjects, whose SD is the unit of {one.metric}: "
-                    'compare them by metric = "mae_own", in the intensities of each scan'
-                )
 
     def _faults_of_variant(self, name: str) -> Iterator[str]:
         if name in NAMES or is_method(name):
@@ -185,6 +195,8 @@ def read_study(path: Path) -> Study:
         study = Study.model_validate(read_toml(path))
     except ValidationError as error:
         raise RecipeError(_first_fault(error), path=path, reason="study") from error
+    if faults := list(filter(None, map(study.why_not_compared, study.asked))):
+        raise RecipeError(f"a primary comparison cannot be made: {faults[0]}", path=path, reason="study")
     named = {name: getattr(study, name) for name in ("data", "reference")}
     beside = {name: (path.parent / file).resolve() for name, file in named.items() if isinstance(file, Path)}
     return study.model_copy(update=beside)

@@ -244,14 +244,13 @@ def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
 
 
 def _unscored(notes: StudyNotes, rows: Sequence[Row]) -> Iterator[str]:
-    """Name the declared comparisons for which there are no scores."""
+    """Name the primary comparisons that cannot be made, or for which there are no scores."""
     scored = {(row.method, row.region, row.metric) for row in rows if math.isfinite(row.value)}
-    for one in notes.study.declared:
-        if not {(arm, one.region, one.metric) for arm in (one.arm, one.against)} <= scored:
-            yield (
-                f"declared, and not compared: {one.metric} in {one.region}, {one.arm} against {one.against}: "
-                "evaluation.csv has no such scores of both"
-            )
+    for one in notes.study.asked:
+        is_scored = {(arm, one.region, one.metric) for arm in (one.arm, one.against)} <= scored
+        why = notes.study.why_not_compared(one) or ("" if is_scored else "evaluation.csv has no such scores of both")
+        if why:
+            yield f"declared, and not compared: {one.metric} in {one.region}, {one.arm} against {one.against}: {why}"
 
 
 def _left_out(notes: StudyNotes, rows: Sequence[Row]) -> tuple[str, ...]:
