@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -67,6 +68,10 @@ def main(folder: Path, devices: int, methods: list[str]) -> None:
         }
         found["state"], found["values"] = one.state.to_dict(), values
         torch.save(found, folder / f"{method}-{devices}-{ranks.rank()}.pt")
+    if devices > 1 and not ranks.rank():  # waits for the other process, which ends
+        with suppress(ranks.ProcessEnded), ranks.ending_together():
+            fabric.barrier()
+        (folder / "went-on.txt").touch()
 
 
 if __name__ == "__main__":

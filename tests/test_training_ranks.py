@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from chiasm.training import ranks
 from chiasm.training.state import TrainingState
@@ -63,6 +63,20 @@ def test_two_processes_learn_what_one_does_at_the_same_batch(method: str, learnt
 @pytest.mark.parametrize("rank", [0, 1])
 def test_no_thread_of_gloo_outlives_the_training_and_aborts_its_process(rank: int, learnt: Path) -> None:
     assert "gloo" not in (learnt / f"threads-2-{rank}.txt").read_text()
+
+
+def test_a_process_whose_partner_ended_says_so_in_a_sentence(learnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (learnt / "went-on.txt").exists()
+    with (
+        pytest.raises(ranks.ProcessEnded, match="The same command goes on from here") as ended,
+        ranks.ending_together(),
+    ):
+        raise distributed.DistNetworkError("Broken pipe")
+    assert ended.value.exit_code is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert ended.value.exit_code == 0  # the first process says it
+    with pytest.raises(RuntimeError, match="a fault of ours"), ranks.ending_together():
+        raise RuntimeError("a fault of ours")
 
 
 def test_one_process_communicates_with_nobody() -> None:

@@ -7,13 +7,17 @@ shares differ by one at most.  With one process each function returns what it is
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, distributed
+
+from chiasm.errors import ChiasmError
 
 Item = TypeVar("Item")
 
@@ -26,9 +30,38 @@ def launch(fabric: Fabric) -> None:
     Args:
         fabric: Devices, not launched yet.
     """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else they print stacks at a lost partner
     fabric.launch()
     if _is_shared():
         atexit.register(_part)
+
+
+class ProcessEnded(ChiasmError):
+    """Another process of the training ended, so this one cannot go on; the first process reports it."""
+
+    @property
+    def exit_code(self) -> int | None:
+        """Zero, and so no report, of a process beside the first one."""
+        return 0 if int(os.environ.get("LOCAL_RANK", 0)) else None
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Say in one sentence that another process of a training ended, where communication with it fails.
+
+    Raises:
+        ProcessEnded: If it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        raise ProcessEnded(
+            "another process of this training ended",
+            reason="process-ended",
+            hint="The same command goes on from here.",
+        ) from error
 
 
 def _part() -> None:

@@ -50,6 +50,7 @@ from chiasm.training.threads import NOTED
 MOST_CALIBRATING = 2**24  # voxels of all validation cases together that the expected error is fitted to
 
 
+@ranks.ending_together()
 def train(
     data: Path | Cohort,
     recipe: Recipe,
@@ -93,6 +94,7 @@ def train(
     Raises:
         ChiasmError: If the data, the recipe or the folder cannot be used.
         Interrupted: If the run was asked to stop.
+        ProcessEnded: If another process of the training ended.
         ValueError: If a recipe with stages is to share a warm-up.
     """
     if recipe.generator.stages > 1 and (start, until) != (None, None):
