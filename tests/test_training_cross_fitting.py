@@ -57,6 +57,20 @@ def subjects(count: int, role: str | None = None) -> list[Case]:
     return [Case(f"p{n}", f"p{n}", {"t1": Path("x")}, site="ab"[n % 2], split=role) for n in range(count)]
 
 
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_training_that_is_stopped_while_it_plans_leaves_a_folder_that_it_takes_again(
+    models: int, toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chiasm.training.run.plan_cases", stop)
+    for _ in range(2):  # the second call refused the first one's folder
+        with pytest.raises(KeyboardInterrupt):
+            train(toy_cohort, recipe(**{"split.models": models}), tmp_path / "run", say=lambda _: None)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("models", [1, 3])
 def test_a_training_that_is_refused_leaves_no_folder(models: int, tmp_path: Path) -> None:
     data = write_brats(tmp_path / "cohort", 3)

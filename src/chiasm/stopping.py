@@ -48,7 +48,9 @@ def handled_here(handler: Handler, numbers: Iterable[signal.Signals]) -> Abstrac
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Stop the block at SIGTERM or SIGHUP, so that locks and temporary files are removed.
+    """Stop the block at Ctrl-C, SIGTERM or SIGHUP, so that locks and temporary files are removed.
+
+    Ctrl-C stays ignored where it was, as of a command in the background of a script.
 
     Raises:
         Stopped: If one of the signals comes.
@@ -57,5 +59,6 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
 
-    with handled_here(stop, [number for number in stopping_signals() if number != signal.SIGINT]):
+    is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    with handled_here(stop, [number for number in stopping_signals() if not (is_deaf and number == signal.SIGINT)]):
         yield

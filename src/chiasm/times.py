@@ -18,7 +18,7 @@ FILE = "times.json"
 
 
 @contextmanager
-def timed(folder: Path, stage: str) -> Iterator[None]:
+def timed(folder: Path, stage: str, mark: str = ".") -> Iterator[None]:
     """Add the time of a block to that of its stage in `times.json`.
 
     The time also counts if the block is stopped, but not if it is refused by a `ChiasmError`.
@@ -26,6 +26,7 @@ def timed(folder: Path, stage: str) -> Iterator[None]:
     Args:
         folder: Of the results.
         stage: What is done, such as "training".
+        mark: File that the block writes to make the folder its own; without it nothing is noted.
 
     Raises:
         ChiasmError: The error of the block.
@@ -37,7 +38,7 @@ def timed(folder: Path, stage: str) -> Iterator[None]:
         is_refused = True  # which leaves nothing
         raise
     finally:
-        if not is_refused:
+        if not is_refused and (folder / mark).exists():
             _note(folder, stage, time.monotonic() - start)
 
 

@@ -161,8 +161,8 @@ def _open_session(recipe: Recipe, say: Say, progress: StepProgress | None, watch
 
 
 def _clock(session: Session, folder: Path, stage: str) -> AbstractContextManager[None]:
-    """Time a stage; the first process alone writes it down."""
-    return timed(folder, stage) if session.is_first_process else nullcontext()
+    """Time a stage; the first process alone writes it down, beside a recipe: another folder's files are not a run's."""
+    return timed(folder, stage, "recipe.toml") if session.is_first_process else nullcontext()
 
 
 def _prepare(planned: PlannedRun, cache: Path | None, say: Say) -> tuple[LearningCases, Sequence[Problem]]:
