@@ -28,6 +28,7 @@ from chiasm.prediction.manifest import read_manifest
 from chiasm.preparation.plan import read_plan
 from chiasm.reports.case_page import PackedPage
 from chiasm.reports.evaluation import Scored, evaluate, report_evaluation
+from chiasm.reports.explanation import explain
 from chiasm.storage import read_json, write_json
 from chiasm.volumes import read_volume
 from synthetic_cohort import affine, forget_digests, save
@@ -277,7 +278,9 @@ def test_the_expected_error_map_is_assessed(scored: Scored) -> None:
 def test_cases_seen_in_training_are_marked(toy_cohort: Path, model: Path, tmp_path: Path) -> None:
     predict(model, [toy_cohort], tmp_path / "p", only="train")
     done = evaluate(tmp_path / "p", toy_cohort, tmp_path / "e")
-    assert "were used in training" in done.report.read_text()
+    said = "were used in training, so these results do not hold for new patients"
+    assert said in done.report.read_text() and said in done.headlines[0]
+    assert said in explain(tmp_path / "e")[0].sentences[1]
 
 
 def test_a_case_without_its_target_is_named_and_the_others_are_scored(

@@ -269,6 +269,11 @@ def _show_predictions(made: Predicted) -> None:
     say(f"{amount(len(made.done), 'case')} predicted{kept}: {made.folder}")
     for note in made.notes:
         say(note)
+    from chiasm.prediction.manifest import warn_of_seen
+
+    there = made.manifest.cases
+    for sentence in warn_of_seen([entry.case for entry in there if entry.was_seen], len(there)):
+        say(f"warning: {sentence}; --only test predicts cases by models that did not learn from them", err=True)
     for case in made.remade:
         say(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
     for entry in made.manifest.cases:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -24,6 +24,7 @@ from chiasm.storage import write_json
 from chiasm.volumes.masks import Rule
 
 FILE = "predictions.json"
+NAMED = 3  # of many cases
 NOTICE = "Synthetic images for research; not for diagnostic use."
 
 Role = Annotated[
@@ -67,6 +68,24 @@ class Entry:
     mask_rule: Rule | Literal[""] = ""
     engine: str = ""
     spread: str | None = None
+
+    @property
+    def was_seen(self) -> bool:
+        """Whether the case was used in training."""
+        return self.role in ("train", "validation")
+
+
+def warn_of_seen(seen: Collection[str], count: int) -> Iterator[str]:
+    """Say how many of `count` cases were used in training, and the first of them; nothing where none was.
+
+    >>> list(warn_of_seen(["a", "b", "c", "d"], 5))
+    ['4 of 5 cases were used in training, so these results do not hold for new patients: a, b, c, ...']
+    """
+    if seen:
+        some = ", ".join([*itertools.islice(seen, NAMED), *(["..."] if len(seen) > NAMED else [])])
+        yield (
+            f"{len(seen)} of {count} cases were used in training, so these results do not hold for new patients: {some}"
+        )
 
 
 @dataclass(frozen=True)

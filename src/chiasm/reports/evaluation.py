@@ -36,7 +36,7 @@ from chiasm.locks import locked
 from chiasm.metrics.conventions import CONVENTIONS
 from chiasm.metrics.radiotherapy import THOMAS, Curve, read_angles, read_curve
 from chiasm.outputs import refuse_data_folder
-from chiasm.prediction.manifest import Entry, folders_of, relative
+from chiasm.prediction.manifest import Entry, folders_of, relative, warn_of_seen
 from chiasm.preparation.bias_field import UNSHADED
 from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress
@@ -49,8 +49,6 @@ from chiasm.reports.evaluation_cases import (
     PagePacking,
     no_cases,
     predicted_cases,
-    warn_of_seen,
-    was_seen,
     write_cases,
 )
 from chiasm.reports.evaluation_folder import ASKED, REGISTERED, make_room, open_assessed, place_of, read_asked
@@ -72,7 +70,7 @@ class Scored:
 
     Attributes:
         rows: One for each score.
-        headlines: What came of it, in at most six lines.
+        headlines: What came of it, in at most six lines, behind one on cases that were used in training.
         table: All scores side by side, lines of text.
         report: The page.
         problems: Cases that could not be scored.
@@ -157,7 +155,7 @@ def evaluate(
             found, problems = _score(assessed, together, request, work)
             _write_scores(out, found, problems, asked, subjects_of(together.cohort.cases))
             report = _write_pages(out, assessed, together, packing)
-        return _sum_up(found, problems, assessed[0], together.cohort, report)
+        return _sum_up(found, problems, assessed, together.cohort, report)
 
 
 @dataclass(frozen=True)
@@ -316,11 +314,14 @@ def _write_scores(
 
 
 def _sum_up(
-    found: CaseScores, problems: Sequence[Problem], assessed: PredictionFolder, cohort: Cohort, report: Path
+    found: CaseScores, problems: Sequence[Problem], assessed: Sequence[PredictionFolder], cohort: Cohort, report: Path
 ) -> Scored:
     subjects = subjects_of(cohort.cases)
     shared = paired(found.rows)
-    sentences = tuple(headlines(shared, assessed.manifest.method, assessed.baselines.names, subjects))
+    entries = [entry for _, entry in predicted_cases(assessed)]
+    seen = warn_of_seen([entry.case for entry in entries if entry.was_seen], len(entries))
+    first = assessed[0]
+    sentences = (*seen, *headlines(shared, first.manifest.method, first.baselines.names, subjects))
     table = tuple(format_table(shared, subjects=subjects))
     notes = (*notes_in_lines(cohort.notes, ("several", *LOST)), *found.notes)
     return Scored(tuple(found.rows), sentences, table, report, (*problems, *found.spoiled), notes)
@@ -462,9 +463,8 @@ def _how_they_are_shaded(plan: Plan) -> list[str]:
 
 
 def _warnings(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Iterator[str]:
-    """Say which cases were seen in training, whether they are few, and what was said of single ones."""
+    """Say whether the cases are few, and what was said of single ones."""
     entries = [entry for _, entry in predicted_cases(assessed)]
-    yield from warn_of_seen([entry.case for entry in entries if was_seen(entry)], len(entries))
     if (scored := len(cases_of(rows))) < FEWEST_TO_TEST:
         yield f"too few cases ({scored}): no difference between methods can be called significant"
     yield from (f"case {entry.case}: {sentence}" for entry in entries for sentence in entry.warnings)

@@ -54,17 +54,6 @@ def no_cases(what: str, problems: Sequence[Problem], path: Path) -> CohortError:
     return CohortError(f"{what}{detail}", path=path, reason="no-cases")
 
 
-def was_seen(entry: Entry) -> bool:
-    """Return whether a case was used in training."""
-    return entry.role in ("train", "validation")
-
-
-def warn_of_seen(seen: Sequence[str], count: int) -> Iterator[str]:
-    """Say how many of `count` cases were used in training, and which; nothing where none was."""
-    if seen:
-        yield f"{len(seen)} of {count} cases were used in training: {', '.join(seen)}"
-
-
 class PagePacking:
     """Pages of cases that are packed right after a case was scored, while its images are in memory.
 

@@ -124,6 +124,11 @@ class Evidence:
         return find_points(self.history, Curve(kind, name))
 
     @property
+    def seen(self) -> list[str]:
+        """Predicted cases that were used in training."""
+        return [one.case for one in self.entries if one.was_seen]
+
+    @property
     def out_of_distribution(self) -> list[str]:
         """Cases whose input is out of distribution."""
         return [one.case for one in self.entries if any(said.startswith(WARNINGS) for said in one.warnings)]

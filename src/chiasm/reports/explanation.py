@@ -16,6 +16,7 @@ from chiasm.cohorts.cases import grouped
 from chiasm.evaluation.claims import WORDS
 from chiasm.methods import title_of
 from chiasm.names import amount, three_digits
+from chiasm.prediction.manifest import warn_of_seen
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.reports.advice import advise, errors_by_site
 from chiasm.reports.curves import Point, describe_health, logged_warnings
@@ -81,6 +82,7 @@ def explain_evidence(found: Evidence) -> tuple[Part, ...]:
 def _in_short(found: Evidence, comparisons: Sequence[BaselineComparison]) -> Iterator[str]:
     """Say what was made, how good it is, where it is weakest, and what to try next."""
     yield _made(found)
+    yield from (f"{said}." for said in warn_of_seen(found.seen, len(found.entries)))
     yield from (_against(one) for one in comparisons if one.region == "mask")
     if comparisons:
         yield _weakest(comparisons)

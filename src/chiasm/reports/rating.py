@@ -31,12 +31,12 @@ from chiasm.locks import locked
 from chiasm.methods import key_of
 from chiasm.names import amount
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
-from chiasm.prediction.manifest import Entry
+from chiasm.prediction.manifest import Entry, warn_of_seen
 from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration
 from chiasm.registration.cohort import AlignedCohort, remove_registered
-from chiasm.reports.evaluation_cases import no_cases, warn_of_seen, was_seen
+from chiasm.reports.evaluation_cases import no_cases
 from chiasm.reports.evaluation_folder import REGISTERED
 from chiasm.reports.gallery import in_ras
 from chiasm.reports.pages import render_page, script_data
@@ -193,7 +193,7 @@ def write_reader_study(
 def _notes(items: Sequence[StudyItem], by_case: Mapping[str, Predicted]) -> Iterator[str]:
     """Note the cases that a model was trained on, and whether there are too few subjects for a test."""
     shown = sorted({item.case for item in items})
-    seen = [case for case in shown if any(was_seen(entry) for _, entry in by_case[case].values())]
+    seen = [case for case in shown if any(entry.was_seen for _, entry in by_case[case].values())]
     yield from warn_of_seen(seen, len(shown))
     if (subjects := len({item.subject for item in items})) < FEWEST:
         yield f"only {amount(subjects, 'subject')}: no difference in quality will be tested (at least {FEWEST})"
