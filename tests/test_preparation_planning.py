@@ -431,7 +431,7 @@ def test_a_new_case_of_the_same_kind_is_not_called_unlike_whatever_its_gain(coho
 def test_another_spacing_is_told_and_nothing_else(cohort: Cohort) -> None:
     source = np.repeat(pair(50)[0], 2, axis=2)[:, :, ::4]  # the same body in slices of 6 mm
     told = sentence(planned(cohort), source, (1.0, 1.0, 6.0))
-    assert told is not None and "voxels of 1 x 1 x 6 mm (1 x 1 x 3 to 1 x 1 x 3 mm in training)" in told
+    assert told is not None and "voxels of 1 x 1 x 6 mm (1 x 1 x 3 mm in training)" in told
     assert "histogram" not in told
 
 

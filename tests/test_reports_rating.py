@@ -173,7 +173,9 @@ def test_a_case_that_one_method_lacks_is_named_and_the_others_are_shown(
     content = read_json(short / "predictions.json")
     content["cases"] = [entry for entry in content["cases"] if entry["case"] != CASES[2]]
     write_json(short / "predictions.json", content)
-    made = write_reader_study([predictions[0], short], RealImages(toy_cohort), tmp_path / "study", StudyDesign())
+    several = tmp_path / "predictions"  # of several models, of which each predicted its own cases
+    shutil.copytree(predictions[0], several / "1")
+    made = write_reader_study([several, short], RealImages(toy_cohort), tmp_path / "study", StudyDesign())
     assert [problem.case for problem in made.problems] == [CASES[2]]
     assert "was not predicted by A6b" in made.problems[0].message
     assert {item.case for item in made.items} == set(CASES) - {CASES[2]}

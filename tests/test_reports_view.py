@@ -309,7 +309,9 @@ def test_a_case_that_was_predicted_as_dicom_is_shown_with_its_parametric_map(
 def test_a_case_of_a_prediction_shows_source_synthesis_and_expected_error(predictions: Path, tmp_path: Path) -> None:
     content = json.loads((predictions / "predictions.json").read_text())
     entry = content["cases"][1]
-    for place in (predictions, predictions.parent):  # the folder of chiasm run holds predictions/
+    several = tmp_path / "out"
+    shutil.copytree(predictions, several / "predictions" / "1")
+    for place in (predictions, predictions.parent, several):  # the folder of chiasm run holds predictions/
         seen = view([place], tmp_path / "view.html", case=entry["case"])
         assert seen.titles == ("Source (t1)", "Synthetic (t2)", "Expected error") and seen.notes == ()
     text = seen.page.read_text()

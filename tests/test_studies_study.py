@@ -589,13 +589,13 @@ def test_unknown_runners_list_the_known_ones() -> None:
 
 def test_a_change_of_the_data_makes_new_jobs(tmp_path: Path) -> None:
     data = write_brats(tmp_path / "data", 3)
-    path = study_file(tmp_path, data, seeds=[0])
+    path = study_file(tmp_path, data, seeds=0, source="t1")  # as lists of one
     before = describe_jobs(path, tmp_path / "out")
     file = data / "Toy_0001" / "Toy_0001_t1.nii.gz"
     file.write_bytes(file.read_bytes() + b"\0")
     after = describe_jobs(path, tmp_path / "out")
     assert {line.split()[2] for line in before[:-1]}.isdisjoint({line.split()[2] for line in after[:-1]})
-    assert read_study(path).data == data
+    assert read_study(path).data == data and read_study(path).sources == ("t1",)
 
 
 def moved_study(folder: Path, heads: Path, **changes: object) -> Path:

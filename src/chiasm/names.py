@@ -1,8 +1,9 @@
-"""Names of cases and of files that are safe in a folder, in a table and on a page; amounts in words."""
+"""Names of cases and of files that are safe in a folder, in a table and on a page; amounts and sizes in words."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 MOST_NAME = 190  # bytes of a case's name: what is added for a file's stays below the 255 of file systems
 
@@ -37,6 +38,16 @@ def amount(count: int, noun: str) -> str:
     ('1 test case', '0 subjects')
     """
     return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def sizes_in_mm(smallest: Sequence[float], largest: Sequence[float]) -> str:
+    """Show the sizes that something had, mm; those that look alike once.
+
+    >>> sizes_in_mm((1, 1, 3), (1, 1, 3.0001)), sizes_in_mm((1, 1, 3), (1, 1, 6))
+    ('1 x 1 x 3 mm', '1 x 1 x 3 to 1 x 1 x 6 mm')
+    """
+    shown = [" x ".join(f"{length:.3g}" for length in size) for size in (smallest, largest)]
+    return f"{' to '.join(dict.fromkeys(shown))} mm"
 
 
 def three_digits(value: float) -> str:

@@ -273,7 +273,10 @@ def _show_predictions(made: Predicted) -> None:
 
     there = made.manifest.cases
     for sentence in warn_of_seen([entry.case for entry in there if entry.was_seen], len(there)):
-        say(f"warning: {sentence}; --only test predicts cases by models that did not learn from them", err=True)
+        say(
+            f"warning: {sentence}; chiasm predict --only test predicts each by a model that did not learn from it",
+            err=True,
+        )
     for case in made.remade:
         say(f"warning: case {case}: its files had changed or were gone, and were made again", err=True)
     for entry in made.manifest.cases:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chiasm.names import three_digits
+from chiasm.names import sizes_in_mm, three_digits
 from chiasm.preparation.intensity import (
     IntensityMap,
 )
@@ -70,17 +70,15 @@ def out_of_distribution_warning(plan: Plan, prepared: NormalisedSource) -> str |
         ("a brain or body", prepared.body_mm, plan.body_mm, FIELD_MARGIN),
     ):
         if any(s < a / margin or s > b * margin for s, a, b in zip(seen, smallest, largest)):
-            findings.append(f"{kind} of {_size(seen)} mm ({_size(smallest)} to {_size(largest)} mm in training)")
+            findings.append(f"{kind} of {sizes_in_mm(seen, seen)} ({sizes_in_mm(smallest, largest)} in training)")
     if plan.mask_rule == "nonzero" and prepared.mask_rule == "body":
         findings.append("an image that is not cut out on a constant background as the training images were")
     for index, name in enumerate(plan.sources):
         histogram = histogram_of(prepared.array[index][prepared.mask], plan.source_ranges[index])
         distance = histogram_distance(histogram, plan.source_histograms[index], plan.source_ranges[index])
         if distance > plan.source_limits[index]:
-            findings.append(
-                f"a histogram of {name} that is {distance / plan.source_limits[index]:.1f} times as far from the "
-                "training images' as is usual"
-            )
+            times = three_digits(distance / plan.source_limits[index])
+            findings.append(f"a histogram of {name} that is {times} times as far from the training images' as is usual")
     return f"{BEGINNING}: it has {', and '.join(findings)}" if findings else None
 
 
@@ -130,7 +128,3 @@ def histogram_distance(a: ArrayLike, b: ArrayLike, bounds: tuple[float, float]) 
     """Return the Wasserstein distance of two histograms over `bounds`, shape (32,) each, in normalised intensities."""
     width = (bounds[1] - bounds[0]) / HISTOGRAM_BINS
     return float(np.abs(np.cumsum(np.subtract(a, b))).sum() * width)
-
-
-def _size(millimetres: Triple) -> str:
-    return " x ".join(f"{one:.3g}" for one in millimetres)

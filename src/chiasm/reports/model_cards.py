@@ -21,7 +21,7 @@ from chiasm.cohorts.splits import SplitRecord
 from chiasm.errors import RunError
 from chiasm.evaluation.paired_tests import cluster_interval
 from chiasm.methods import title_of
-from chiasm.names import three_digits
+from chiasm.names import sizes_in_mm, three_digits
 from chiasm.prediction.calibration import read_calibration
 from chiasm.prediction.model_files import CARD, WEIGHTS, find_model, read_card
 from chiasm.preparation.plan import Plan
@@ -169,19 +169,13 @@ def _describe_data(splits: SplitRecord | None, evidence: Evidence) -> str:
 
 def _limits(plan: Plan, model: Path) -> Iterator[str]:
     """Describe the inputs that the model was trained on, and the calibration of its expected error."""
-    low, high = plan.grid_mm
-    yield f"voxels from {_size(low)} to {_size(high)} mm"
-    low, high = plan.body_mm
-    yield f"a brain or body from {_size(low)} to {_size(high)} mm"
+    yield f"voxels of {sizes_in_mm(*plan.grid_mm)}"
+    yield f"a brain or body of {sizes_in_mm(*plan.body_mm)}"
     calibration = model / "calibration.json"
     if calibration.is_file():
         yield f"expected error: {read_calibration(calibration).verdict}"
     else:
         yield "no calibrated expected error"
-
-
-def _size(millimetres: Sequence[float]) -> str:
-    return " x ".join(f"{one:.3g}" for one in millimetres)
 
 
 def _licence(model: Path) -> str:

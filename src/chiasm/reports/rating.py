@@ -31,7 +31,7 @@ from chiasm.locks import locked
 from chiasm.methods import key_of
 from chiasm.names import amount
 from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, refuse_links, remove_files
-from chiasm.prediction.manifest import Entry, warn_of_seen
+from chiasm.prediction.manifest import Entry, folders_of, warn_of_seen
 from chiasm.preparation.plan import Plan
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration
@@ -151,7 +151,7 @@ def write_reader_study(
 
     Args:
         predictions: Folders written by `chiasm predict`, of one or more methods; one method may have several,
-            such as one for each fold.
+            such as one for each fold, or a folder with those of several models.
         real: The cohort with the real targets.
         out: Where both files go.
         design: What is shown.
@@ -164,7 +164,7 @@ def write_reader_study(
             is False.
     """
     design.check()
-    assessed = _chosen([open_predictions(folder) for folder in predictions], design.methods)
+    assessed = _chosen([open_predictions(folder) for folder in folders_of(predictions)], design.methods)
     _check_alike(assessed)
     by_case = _by_case(assessed)
     refuse_data_folder(out, [real.folder])

@@ -23,7 +23,7 @@ from chiasm.boxes import box_of
 from chiasm.cohorts.dicom_patients import holds_dicom
 from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.outputs import refuse_inputs
-from chiasm.prediction.manifest import FILE, Entry, Manifest, check_files, find_path, read_manifest
+from chiasm.prediction.manifest import FILE, Entry, Manifest, check_files, find_path, folders_of, read_manifest
 from chiasm.reports.case_page import viewer_script
 from chiasm.reports.case_volumes import nifti_start, to_text
 from chiasm.reports.drawing import label_with, show_number, show_unit
@@ -116,18 +116,17 @@ def view(
         RunError: If a folder of predictions is damaged or has no such case, or `out` was not written by this command.
     """
     given = [Path(place) for place in places]
-    folder = _predictions_in(given)
-    if folder is None and case is not None:
+    folders = _predictions_in(given)
+    if not folders and case is not None:
         raise RunError(
             "--case is for one folder of predictions", reason="case", hint="Give the folder that chiasm predict wrote."
         )
     entry: Entry | None = None
     notes: list[str] = []
-    if folder is None:
+    if not folders:
         wanted = _volumes_at(given, series)
     else:
-        manifest = read_manifest(folder)
-        entry = _case_of(folder, manifest, case)
+        folder, manifest, entry = _case_of(folders, case)
         wanted, notes = _volumes_of(folder, manifest, entry)
     _check_count(wanted)
     page = _page_at(out, [one.path for one in wanted])
@@ -143,24 +142,25 @@ def view(
 # What is shown
 
 
-def _predictions_in(places: Sequence[Path]) -> Path | None:
-    """Return the folder of predictions that is asked for; None where volumes are."""
+def _predictions_in(places: Sequence[Path]) -> list[Path]:
+    """Return the folders of predictions that are asked for, one for each of several models; none where volumes are."""
     if len(places) != 1:
-        return None
-    candidates = (places[0], places[0] / PREDICTIONS)
-    return next((folder for folder in candidates if (folder / FILE).is_file()), None)
+        return []
+    candidates = (folders_of([place]) for place in (places[0], places[0] / PREDICTIONS))
+    return next((folders for folders in candidates if (folders[0] / FILE).is_file()), [])
 
 
-def _case_of(folder: Path, manifest: Manifest, case: str | None) -> Entry:
-    """Return the case that is asked for, or the first one."""
-    entries = {entry.case: entry for entry in manifest.cases}
-    if not entries:
-        raise RunError("holds no predicted case", path=folder, reason="no-cases")
-    if case is not None and case not in entries:
-        raise unknown("case", case, list(entries), RunError)
-    entry = entries[next(iter(entries)) if case is None else case]
-    check_files(folder, entry)
-    return entry
+def _case_of(folders: Sequence[Path], case: str | None) -> tuple[Path, Manifest, Entry]:
+    """Return the case that is asked for, or the first one, and where it is."""
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    found = {entry.case: (folder, one, entry) for folder, one in manifests.items() for entry in one.cases}
+    if not found:
+        raise RunError("holds no predicted case", path=folders[0], reason="no-cases")
+    if case is not None and case not in found:
+        raise unknown("case", case, list(found), RunError)
+    chosen = found[next(iter(found)) if case is None else case]
+    check_files(chosen[0], chosen[2])
+    return chosen
 
 
 def _volumes_of(folder: Path, manifest: Manifest, entry: Entry) -> tuple[list[Shown], list[str]]:

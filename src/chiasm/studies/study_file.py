@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from chiasm.errors import RecipeError
 from chiasm.evaluation.metric_table import OF_SCALE, ORDERED
@@ -44,6 +44,11 @@ class Phantom(Section):
     movement: Movement = "elastic"
 
 
+def _as_list(value: object) -> object:
+    """Take a single name or number for a list of one, as the command line does."""
+    return [value] if isinstance(value, str | int) else value
+
+
 class Study(Section):
     """The content of a study file."""
 
@@ -54,14 +59,14 @@ class Study(Section):
     reference: Literal["held"] | Path | None = (
         None  # what is scored against, without alignment; held: the same patients without movement
     )
-    sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source")]
+    sources: Annotated[tuple[str, ...], Field(min_length=1, alias="source"), BeforeValidator(_as_list)]
     target: str
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1), BeforeValidator(_as_list)]
     variants: Mapping[str, Annotated[tuple[str, ...], Field(min_length=1)]] = {}  # name: an arm, then its own settings
     folds: Annotated[int, Field(ge=2)] | Literal["site"] = 5
     only_folds: tuple[int, ...] | None = None
     locked: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1), BeforeValidator(_as_list)] = (0,)
     size: str = "small"
     steps: Annotated[int, Field(ge=1)] | None = None
     warmup: Literal["shared", "own"] = "shared"
