@@ -123,13 +123,18 @@ def test_the_models_are_three_by_default_where_weights_that_ship_fit(toy_cohort:
     assert number("tiny", models="2") == 2
 
 
-def test_a_plan_of_several_models_is_gone_on_with(toy_cohort: Path, tmp_path: Path) -> None:
+def test_a_plan_of_several_models_names_their_planes_and_is_gone_on_with(
+    toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chiasm.training.cross_fitting.EVEN", 4)  # these voxels are three times as long as wide
+    asked = recipe(**{"data.patch": 16})
     said: list[str] = []
-    part, run = plan_first(toy_cohort, recipe(), tmp_path / "run", say=said.append)
+    part, run = plan_first(toy_cohort, asked, tmp_path / "run", say=said.append)
     assert (part.schedule.steps, len(run.split.train), len(run.split.validation)) == (12, 3, 3)
     assert any("2 models share the subjects" in line for line in said)
+    assert said[-1].startswith("each model sees slices of another plane")
     plan = (tmp_path / "run" / "models" / "1" / "plan.toml").read_bytes()
-    train(toy_cohort, recipe(), tmp_path / "run", say=said.append)
+    train(toy_cohort, asked, tmp_path / "run", say=said.append)
     assert (tmp_path / "run" / "models" / "1" / "plan.toml").read_bytes() == plan
 
 
@@ -226,9 +231,9 @@ def test_explanation_and_card_name_what_each_model_sees(trained: Path, toy_cohor
     for plan in (second / "plan.toml", second / "model" / "plan.toml"):
         write_plan(plan, replace(read_plan(plan), plane="coronal"))
     said, card = words(run), describe_models([run]).cards[0].facts
-    assert "axial and coronal ones, in the order of the models" in said
+    assert "axial and coronal, in the order of the models" in said
     assert "Model 2 (coronal): The error on validation cases" in said and "Model 1 (axial): The reconstruction" in said
-    assert card["models"].startswith("2; slices: axial and coronal ones")
+    assert card["models"].startswith("2; slices: axial and coronal,")
     assert [len(one) for one in card["sha256 of the model"].split(", ")] == [64, 64]
     assert "axial" not in words(run / "models" / "1") and "Model" not in words(run / "models" / "1")
     shutil.rmtree(second / "model")

@@ -80,7 +80,7 @@ class Evidence:
     def planes(self) -> str:
         """The slices that each model sees, in words; nothing where all see the same."""
         seen = [one.plan.plane for one in self.models.values()]
-        return "" if len(set(seen)) == 1 else f"{', '.join(seen[:-1])} and {seen[-1]} ones, in the order of the models"
+        return "" if len(set(seen)) == 1 else f"{', '.join(seen[:-1])} and {seen[-1]}, in the order of the models"
 
     @property
     def method(self) -> str:

@@ -144,7 +144,7 @@ class _Read:
         if self.evidence.others:
             planes = self.evidence.planes
             slices = f"; slices: {planes}" if planes else ""
-            yield "models", f"{len(self.evidence.models)}{slices}; method, split and limits are those of the first"
+            yield "models", f"{len(self.evidence.models)}{slices}; data, split and limits are those of the first"
         yield "data", _describe_data(self.splits, self.evidence)
         rule = "folds by site" if recipe.split.by == "site" else "folds by subject"
         yield "split", f"{rule}, {recipe.split.described}, seed {recipe.split.seed}"

@@ -144,6 +144,8 @@ def plan_first(
         part = part_of(recipe, 1, place, fitted=False)
         run = plan_run(data, part, place, say=say, layout=layout, selection=selection, cache=folder / "cache")
         write_recipe(folder / "recipe.toml", recipe)
+    if part.data.plane == "auto" and _suits_any_plane(run.plan):
+        say("each model sees slices of another plane: axial, coronal, sagittal in turn")
     return part, run
 
 
