@@ -62,7 +62,7 @@ def test_every_verb_names_labels_that_it_does_not_use_and_uses_the_case(
     case = read_json(finished_run / "splits.json")["test"][0]
     path = spoil(data, case, kind)
     code, told = call("inspect", data, "--source", "t1", "--target", "t2")
-    (sentence,) = [line.partition(f"{path}: ")[2] for line in told.splitlines() if line.startswith("left out")]
+    (sentence,) = [line.partition("left out: ")[2] for line in told.splitlines() if line.startswith("left out")]
     assert code == 3 and sentence.startswith(f"case {case}, labels: {path}: {SPOILED[kind][1]}")
     words = ["--source", "t1", "--target", "t2", "--folds", "3", "--size", "tiny", "--set", "data.patch=32"]
     code, told = call("plan", data, *words, "-o", tmp_path / "run")
