@@ -29,7 +29,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check openvino==2026.4.1 torch==2.13.0 numpy==2.4.6
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check openvino==2026.4.1 torch==2.13.0 packaging==26.4 numpy==2.4.6
 
 cat > "$work/finding.py" <<'PYTHON'
 import sys
