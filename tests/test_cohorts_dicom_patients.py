@@ -417,6 +417,8 @@ def test_a_segmentation_is_the_labels_of_the_scans_in_its_frame(tmp_path: Path) 
     segmentation(in_order((tmp_path / "p" / "a").iterdir()), labels, tmp_path / "p" / "seg")
     found = inspect_folder(tmp_path / "p")
     assert not found.problems
+    rewrite(tmp_path / "p" / "seg", lambda d: setattr(d, "SeriesDescription", "tumour of t1 se"))
+    assert ids(tmp_path / "p", series={"mr": "se"}) == {"p": ["mr"]}  # not the segmentation's name
     assert found.summaries[0].regions_ml == {"lesion": pytest.approx(20 * 0.9 * 1.1 * 2.5 / 1000)}
     series(tmp_path / "p" / "b", "p", "t2 tse", FrameOfReferenceUID="1.2.3")
     assert find_cohort(tmp_path / "p").cases[0].labels is None  # of which of the two?

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import (
+    MAPS,
     Case,
     Problem,
     grouped,
@@ -288,10 +289,14 @@ def _guessed(scans: Sequence[Series], fits: Mapping[str, Sequence[Series]]) -> d
 
 
 def _ruled(role: str, words: str, images: Sequence[Series], scans: Sequence[Series]) -> list[Series]:
-    """Return the series that fit a rule; words for kinds choose only among series that may be the modality."""
+    """Return the series that fit a rule; words for kinds choose only among series that may be the modality.
+
+    A segmentation is often named after its scan, so it is taken for a modality only where no image fits.
+    """
     _, description = parse_kind(words)
     own = [] if description else [series for series in scans if modality_of(series, scans) == role]
-    return fitting(own or images, words)
+    found = fitting(own or images, words)
+    return found if role in MAPS else [series for series in found if not series.is_drawn] or found
 
 
 def _unfit(series: Series, role: str, patient: Patient, selection: Selection) -> Problem | None:
