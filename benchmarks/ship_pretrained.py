@@ -64,6 +64,7 @@ def main() -> None:
     task = f"--source {' '.join(plan.sources)} --target {plan.target}"
     commands = __doc__.split("\n\n")[1].replace("\\\n", "")
     commands = commands.replace("--source t1 --target t2", task).replace("brain-t1-t2", asked.name)
+    commands = commands.replace("--steps 6000", f"--steps {recipe.schedule.steps}")
     path = FOLDER / f"{asked.name}.safetensors"
     save_file({key: value.contiguous() for key, value in stored.items()}, path)
     card = WeightsCard(
