@@ -22,7 +22,7 @@ from chiasm.cli import main
 from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError
 from chiasm.evaluation.rows import read_evaluation
 from chiasm.prediction.engines import Engine
-from chiasm.prediction.ensemble import Moments, average_models
+from chiasm.prediction.ensemble import Moments, average_models, shared_warnings
 from chiasm.prediction.export import export
 from chiasm.prediction.folders import predict
 from chiasm.prediction.inputs import part_runs
@@ -30,6 +30,7 @@ from chiasm.prediction.manifest import read_manifest
 from chiasm.prediction.model import load_model, save_model
 from chiasm.prediction.synthesis import synthesise
 from chiasm.preparation.intensity import IntensityMap
+from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.serving.server import Page, serve
 from chiasm.volumes import read_volume
 from conftest import Sibling
@@ -93,6 +94,21 @@ def test_models_of_other_scales_are_averaged_in_the_unit_of_the_first(toy_cohort
     assert mean.spread.array.max() < 1e-4 * most
     without = average_models([model, replace(model, local_discriminator=None)], [volume], engine=ENGINE)
     assert without.expected_error is None and any("1 of 2 models" in sentence for sentence in without.warnings)
+
+
+def test_models_warn_once_of_an_input_out_of_distribution_with_all_that_they_found() -> None:
+    scale = "intensities of t1 from -2 to 3 (0 to 900 in training), so it seems z-scored, and the training images not"
+    body = "a brain or body of 9 x 9 x 9 mm (90 x 90 x 90 mm in training)"
+    near, far, other = (
+        f"a histogram of {name} that is {times} times as far from the training images' as is usual"
+        for name, times in (("t1", "9.5"), ("t1", "12"), ("t2", "3"))
+    )
+    odd = [
+        f"{BEGINNING}: it has {', and '.join(found)}" for found in ([scale, near], [scale, far], [body, near, other])
+    ]
+    whole = f"{BEGINNING}: it has {', and '.join([scale, far, body, other])}"
+    assert shared_warnings([[one, "b"] for one in odd]) == [whole, "b"]
+    assert shared_warnings([["b"], [odd[1]], [odd[1]]]) == ["model 1: b", f"model 2, 3: {odd[1]}"]
 
 
 def test_a_folder_of_means_names_its_models_goes_on_and_is_evaluated(

@@ -196,7 +196,10 @@ def test_several_models_are_exported_as_a_network_of_each_plane_and_make_their_m
 ) -> None:
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[form])
     average, out = "flip" if form == "openvino" else "auto", tmp_path / "out"
-    assert export(several, out, form, average=average).deviation <= CLOSE
+    said: list[str] = []
+    assert export(several, out, form, average=average, say=said.append).deviation <= CLOSE
+    begins = ["network 1 of 2: writing model-axial", "network 2 of 2: writing model-sagittal"]
+    assert [line.partition(".")[0] for line in said] == begins
     source = stored_as("PIL", next(toy_cohort.glob("*1/*_t1.nii.gz")), tmp_path / "t1.nii.gz")
     here(out, source)
     check_alike(several, out, source, average)

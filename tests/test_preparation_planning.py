@@ -16,9 +16,9 @@ from chiasm.preparation import planning
 from chiasm.preparation.arrays import prepare_case, prepare_source
 from chiasm.preparation.fingerprint import Fingerprint, fingerprint
 from chiasm.preparation.out_of_distribution import out_of_distribution_warning
-from chiasm.preparation.patches import PatchNeeds
+from chiasm.preparation.patches import EMPTY, PatchNeeds
 from chiasm.preparation.plan import Estimate, Plan, read_plan, write_plan
-from chiasm.preparation.planning import make_plan
+from chiasm.preparation.planning import continue_plan, make_plan
 from chiasm.recipe import Recipe
 from chiasm.storage import read_toml
 from chiasm.volumes import Geometry, Volume, read_volume
@@ -365,6 +365,16 @@ def test_a_network_far_larger_than_the_body_is_told_of(cohort: Cohort) -> None:
     large, fitting = (planned(cohort, ask(patch=side)).reasons["patch"] for side in (512, 32))
     assert re.fullmatch(r"set in the recipe, but the median .* has only \d+ x \d+: the rest .* is empty.*", large)
     assert fitting == "set in the recipe"
+
+
+@pytest.mark.parametrize(("settings", "warns"), [({}, False), ({"training.parent": "0" * 64}, True)])
+def test_an_empty_patch_is_reported_of_a_parents_but_not_again_of_a_further_model(
+    settings: dict[str, str], warns: bool, cohort: Cohort
+) -> None:
+    parent, recipe = planned(cohort, ask(patch=512)), make_recipe("A7", "small", {"data.patch": 512, **settings})
+    child = continue_plan(parent, recipe, cohort, [case.id for case in cohort.cases])
+    assert child.patch == parent.patch and EMPTY in parent.reasons["patch"]
+    assert (EMPTY in child.reasons["patch"]) == warns
 
 
 def test_the_mask_rule_is_that_of_the_cohort(cohort: Cohort, tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def test_unknown_names_list_the_known_ones() -> None:
     [
         ({"method": "Dual-Atention"}, "dual-attention"),
         ({"method": "pix2pixx"}, "pix2pix"),
+        ({"method": "l2-exp"}, "l2-expected-error"),
         ({"size": "smal"}, "small"),
         ({"settings": ["loss.nrm=l1"]}, "norm"),
         ({"settings": ["los.norm=l1"]}, "loss"),

@@ -243,9 +243,11 @@ def test_explanation_and_card_name_what_each_model_sees(trained: Path, toy_cohor
 
 
 def test_a_command_for_one_model_names_them(trained: Path, toy_cohort: Path, tmp_path: Path) -> None:
-    for ask in (lambda: find_model(trained), lambda: finetune(trained, toy_cohort, tmp_path / "out")):
-        with pytest.raises(RunError, match=r"is a run of 2 models, of which this command takes one.*models/1"):
-            ask()
+    out, told = tmp_path / "out", "is a run of 2 models, of which this command takes one.*models/1"
+    with pytest.raises(RunError, match=told):
+        find_model(trained)
+    with pytest.raises(RunError, match=rf"{told}.*models/2\. Then chiasm predict {out}/1 {out}/2 SCANS"):
+        finetune(trained, toy_cohort, out)
     assert not (tmp_path / "out").exists()
 
 

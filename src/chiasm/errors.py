@@ -12,6 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+SHORTEST_PART = 3  # letters of a name that is guessed from a part of it
+
 
 class ChiasmError(Exception):
     """Something a user can mend; the command prints it without a traceback and exits 2.
@@ -118,11 +120,18 @@ def unknown(
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """Return the known name that is most like a misspelt one, in upper or lower case; None if none is similar.
+    """Return the known name that is most like a misspelt one, or the only one that contains it, in upper or lower case.
+
+    None if none is similar.
 
     >>> nearest("Dual-atention", ["dual", "dual-attention"]), nearest("xyz", ["dual"])
     ('dual-attention', None)
+    >>> nearest("monai", ["torch", "monai-bundle"])
+    'monai-bundle'
     """
     by_lower = {one.lower(): one for one in known}
-    found = get_close_matches(name[:80].lower(), by_lower, n=1, cutoff=0.7)
-    return by_lower[found[0]] if found else None
+    lower = name[:80].lower()
+    if found := get_close_matches(lower, by_lower, n=1, cutoff=0.7):
+        return by_lower[found[0]]
+    longer = [known_name for one, known_name in by_lower.items() if len(lower) >= SHORTEST_PART and lower in one]
+    return longer[0] if len(longer) == 1 else None

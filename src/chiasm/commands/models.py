@@ -357,7 +357,7 @@ def export(
     check_output(out)
     from chiasm.prediction.export import export as run_export
 
-    made = run_export(run, out, to, average=average, trust=several(trust))
+    made = run_export(run, out, to, average=average, trust=several(trust), say=say)
     for network in made.networks:
         say(f"network: {network} (differs from torch by at most {made.deviation:.1g} of the range)")
     say(f"what surrounds it: {made.card}")

@@ -96,7 +96,13 @@ class Exported(NamedTuple):
 
 
 def export(
-    run: Path | Sequence[Path], out: Path, to: str, *, average: str = "auto", trust: str | Collection[str] = ()
+    run: Path | Sequence[Path],
+    out: Path,
+    to: str,
+    *,
+    average: str = "auto",
+    trust: str | Collection[str] = (),
+    say: Callable[[str], None] = print,
 ) -> Exported:
     """Export a model, or several as one, to a folder that predicts without chiasm.
 
@@ -107,6 +113,7 @@ def export(
         to: "onnx", "openvino", "torch" (a `.pt2` of `torch.export`), or "monai-bundle" (the same as a MONAI bundle).
         average: As for `predict`: whether the network makes the mean over image and mirror image.
         trust: As for `load_model`.
+        say: Called with a line before each network is written, which takes a while.
 
     Raises:
         RecipeError: If there is no such form or average, its package is missing, or a model has what is not exported:
@@ -130,7 +137,7 @@ def export(
         seen = [[models[number] for number in part.models] for part in parts]
         networks = [(ExportedNetwork(some, averaged, models), _shapes(some)) for some in seen]
         older = _networks_of_before(places)
-        found = _write(form, networks, places, out)
+        found = _write(form, networks, places, out, say)
         write_json(places.card, describe_export(models, form, parts, averaged))
         write_text(places.script, (files("chiasm.prediction") / "exported" / "predict.py.txt").read_text("utf-8"))
         if form == "monai-bundle":
@@ -271,13 +278,14 @@ def _refusing() -> Iterator[None]:
 Shaped = tuple[nn.Module, Sequence[tuple[int, ...]]]
 
 
-def _write(form: Form, networks: Iterable[Shaped], places: _Places, out: Path) -> float:
+def _write(form: Form, networks: Iterable[Shaped], places: _Places, out: Path, say: Callable[[str], None]) -> float:
     """Write networks and compare each with torch before a file gets its name; return the largest difference."""
     trial, found = temporary_beside(out / "trial"), 0.0
     with writing(out):
         trial.mkdir()  # beside the results: what a killed export leaves there is removed by the next one
     try:
-        for network, place in zip(networks, places.firsts, strict=True):
+        for number, (network, place) in enumerate(zip(networks, places.firsts, strict=True), 1):
+            say(f"network {number} of {len(places.firsts)}: writing {place.name}, and comparing it with torch")
             difference = _write_one(form, network, trial / place.name)
             if not difference <= TOLERANCE:
                 raise RunError(

@@ -158,12 +158,12 @@ def continue_plan(
     seen = fingerprint(list(learning.values()), sources, recipe.data.target, terms=terms, examined=examined)
     seen = _without_constants(recipe, seen, learning)
     fitted: dict[str, Any] = {**_fitted(recipe, seen, parent.source_kinds, parent.target_kind, reasons)}
-    if goes_on:
-        reasons["lookup"] = "as in the parent, whose networks started from it"
     if seen.mask_rule != parent.mask_rule:
         reasons["mask_rule"] += f"; for these images alone it would be {seen.mask_rule}: check the predictions"
     plane = parent.plane if goes_on else patches.choose_plane(recipe, parent.dims, reasons)
-    reasons["patch"] += patches.describe_empty(parent.patch, seen, parent.spacing_mm, AXES[plane][: parent.dims])
+    if goes_on:  # a further model of a run takes the first one's patch, which was reported there
+        reasons["lookup"] = "as in the parent, whose networks started from it"
+        reasons["patch"] += patches.describe_empty(parent.patch, seen, parent.spacing_mm, AXES[plane][: parent.dims])
     reasons["trained_on"] = f"{len(train_ids)} training cases; ranges and the target's unit are fitted on them"
     return replace(
         parent,

@@ -20,10 +20,10 @@ from typing import Any
 
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.splits import read_splits
-from chiasm.errors import RecipeError
+from chiasm.errors import RecipeError, RunError
 from chiasm.methods import change_recipe
 from chiasm.prediction.model import Model, load_model
-from chiasm.prediction.model_files import find_model, read_card
+from chiasm.prediction.model_files import find_model, list_parts, read_card
 from chiasm.progress import StepProgress
 from chiasm.recipe import Recipe, SplitSettings, Training
 from chiasm.sizes import Changes
@@ -75,10 +75,11 @@ def finetune(
         The new run, as of `train`.
 
     Raises:
-        RunError: If there is no model, or `out` holds another run.
+        RunError: If there is no model, or there are several, or `out` holds another run.
         RecipeError: If a setting would change what the weights belong to, or the model has stages or is a coder.
         ChiasmError: As `train`.
     """
+    _refuse_several(run, data, out)
     parent = load_model(run, trust=trust)
     recipe = recipe_of_child(parent, run, changes or {}, settings)
 
@@ -132,6 +133,19 @@ def recipe_of_child(parent: Model, run: Path, changes: Changes, settings: Sequen
             hint="Train a new model: chiasm train.",
         )
     return recipe
+
+
+def _refuse_several(run: Path, data: Path, out: Path) -> None:
+    """Refuse a run of several models, and say how each of them is trained further."""
+    if parts := list_parts(run):
+        made = " ".join(str(out / part.name) for part in parts)
+        raise RunError(
+            f"is a run of {len(parts)} models, of which this command takes one",
+            path=run,
+            reason="several-models",
+            hint=f"Train each further: chiasm finetune {parts[0]} {data} -o {out / parts[0].name}, and so on up to "
+            f"{parts[-1]}. Then chiasm predict {made} SCANS -o PREDICTIONS averages them.",
+        )
 
 
 def _check_parent(parent: Model, run: Path) -> None:
