@@ -143,8 +143,8 @@ def test_three_unlike_runs_get_three_pieces_of_advice(results: Path, tmp_path: P
     rising = iter((0.45, 0.5, 0.7, 0.8, 0.9))  # the first is of weights that learnt nothing yet
     rewrite_log(long, lambda line: {**line, "mae": next(rising)} if line["kind"] == "validation" else line)
     manifest = json.loads((foreign / "predictions" / "predictions.json").read_text())
-    for case in manifest["cases"]:
-        case["warnings"] = ["the input is out of distribution: it has voxels of 9 x 9 x 9 mm"]
+    for case, by in zip(manifest["cases"], ("", "model 1, 3: "), strict=True):  # by all models, and by two of them
+        case["warnings"] = [f"{by}the input is out of distribution: it has voxels of 9 x 9 x 9 mm"]
     (foreign / "predictions" / "predictions.json").write_text(json.dumps(manifest))
     told = [advice(place) for place in (short, long, foreign)]
     steps = [line["step"] for line in log(short) if line["kind"] == "validation"]

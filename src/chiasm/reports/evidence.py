@@ -25,7 +25,7 @@ from chiasm.reports.evaluation_folder import ASKED, open_assessed, read_asked
 from chiasm.reports.naive_comparison import BaselineComparison, compare_with_baselines
 from chiasm.times import read_times
 
-WARNINGS = (BEGINNING, "the input is unlike the training cases")  # how the warning begins; in version 0.1
+WARNINGS = (BEGINNING, "the input is unlike the training cases")  # what the warning says; in version 0.1
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ class Evidence:
     @property
     def out_of_distribution(self) -> list[str]:
         """Cases whose input is out of distribution."""
-        return [one.case for one in self.entries if any(said.startswith(WARNINGS) for said in one.warnings)]
+        warned = [(one.case, " ".join(one.warnings)) for one in self.entries]  # some models': "model 2: the input..."
+        return [case for case, warnings in warned if any(words in warnings for words in WARNINGS)]
 
 
 def is_size(region: str) -> bool:
