@@ -24,7 +24,7 @@ from chiasm.prediction.model import Model
 from chiasm.prediction.passes import scatter
 from chiasm.prediction.synthesis import Synthesis, synthesise
 from chiasm.preparation.intensity import IntensityMap
-from chiasm.preparation.out_of_distribution import BEGINNING, merged_warning
+from chiasm.preparation.out_of_distribution import BEGINNING
 from chiasm.preparation.plan import Plan
 from chiasm.recipe import Average
 from chiasm.registration.cohort import align_sources
@@ -271,13 +271,13 @@ def _without_map(lacking: int, count: int) -> str:
 def shared_warnings(warnings: Sequence[Sequence[str]]) -> list[str]:
     """Return each sentence once, with the numbers of its models unless all models share it.
 
-    Warnings that the input is out of distribution become one, with what any of the models found.
+    Of warnings that the input is out of distribution the longest stands for all: models find nearly the same.
 
     >>> shared_warnings([["a"], ["a", "b"]])
     ['a', 'model 2: b']
     """
     odd = [sentence for sentences in warnings for sentence in sentences if sentence.startswith(BEGINNING)]
-    one = merged_warning(odd) if odd else ""
+    one = max(odd, key=len, default="")
     whose: dict[str, list[str]] = {}
     for number, sentences in enumerate(warnings, 1):
         for sentence in dict.fromkeys(one if sentence in odd else sentence for sentence in sentences):

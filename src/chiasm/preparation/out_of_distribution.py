@@ -5,8 +5,6 @@ Spacing, extent, scale and histogram are compared with those of the training cas
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -20,8 +18,6 @@ from chiasm.preparation.plan import HISTOGRAM_BINS, Plan, Triple
 from chiasm.volumes.masks import Rule
 
 BEGINNING = "the input is out of distribution"  # of the warning
-#: How each finding of the warning begins; two that begin alike are about the same.
-FINDING = re.compile(r"voxels of|a brain or body of|an image that|intensities of .+? from|a histogram of .+? that is")
 
 # An input is out of distribution beyond these factors of what was seen there.
 SPACING_MARGIN = 1.5
@@ -84,30 +80,6 @@ def out_of_distribution_warning(plan: Plan, prepared: NormalisedSource) -> str |
             times = three_digits(distance / plan.source_limits[index])
             findings.append(f"a histogram of {name} that is {times} times as far from the training images' as is usual")
     return f"{BEGINNING}: it has {', and '.join(findings)}" if findings else None
-
-
-def merged_warning(sentences: Iterable[str]) -> str:
-    """Make one warning of those of several models on one input: each finding once, of histograms the farthest.
-
-    Args:
-        sentences: At least one, as of `out_of_distribution_warning`.
-
-    >>> near, far = (f"{BEGINNING}: it has a histogram of t1 that is {n} times as far" for n in (1.2, 2.5))
-    >>> merged_warning([near, far]) == merged_warning([far, near]) == far
-    True
-    """
-    strongest: dict[str, str] = {}
-    for sentence in sentences:
-        for finding in re.split(rf", and (?={FINDING.pattern})", sentence.removeprefix(f"{BEGINNING}: it has ")):
-            about = begins[0] if (begins := FINDING.match(finding)) else finding
-            strongest[about] = max(strongest.get(about, finding), finding, key=_times)
-    return f"{BEGINNING}: it has {', and '.join(strongest.values())}"
-
-
-def _times(finding: str) -> float:
-    """Return how many times as far as usual a histogram is; 0 for other findings."""
-    times = re.search(r"that is (\S+) times as far", finding)
-    return float(times[1]) if times else 0.0
 
 
 def _other_scales(plan: Plan, prepared: NormalisedSource) -> list[str]:
