@@ -9,10 +9,12 @@ import atexit
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from chiasm.on_demand import OnDemand
 from chiasm.training import ranks
 from chiasm.training.learner import Learner
 from chiasm.training.loop import make_fabric
@@ -48,6 +50,8 @@ def main(folder: Path, devices: int, methods: list[str]) -> None:
     """Write the gradients of the first step, the weights after all of them, and what the run knows then."""
     fabric = make_fabric(small(methods[0], {**CHANGES, "training.devices": devices}))
     ranks.launch(fabric)
+    made_by = ranks.from_first(lambda: OnDemand({"first": partial(int, ranks.rank())}, most=1))
+    (folder / f"made-by-{devices}-{ranks.rank()}.txt").write_text(str(made_by[0]))
     for method in methods:
         asked = small(method, {**CHANGES, "training.devices": devices})
         one = Learner(asked, PLANS.get(method, plan_of()), [textured_case(seed) for seed in range(2)], fabric)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +85,11 @@ def test_items_are_opened_where_they_are_looked_at_and_the_latest_stay_open() ->
     assert list(items.only(["d", "x", "a"])) == ["D", "A"]
     with pytest.raises(IndexError):
         items[4]
+
+
+def test_another_process_is_given_what_opens_the_items_and_not_what_is_open() -> None:
+    items = OnDemand({"zeros": partial(np.zeros, 100_000), "ones": partial(np.ones, 3)}, most=2)
+    assert items[0].size == 100_000
+    content = pickle.dumps(items)
+    assert len(content) < 1000
+    assert pickle.loads(content)[1].tolist() == [1, 1, 1]

@@ -99,15 +99,12 @@ def test_when_it_is_stopped_what_was_begun_is_finished_and_nothing_else_begins(s
     assert not [one for one in threading.enumerate() if one.name.startswith("chiasm-case")]
 
 
-def test_threads_are_as_many_as_products_of_numpy_have_and_one_in_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_as_many_as_products_of_numpy_have(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(side_by_side, "cores_allowed", lambda: 64)
     with threadpool_limits(1):  # as a job of a study works
         assert spare_threads() == 1
     with threadpool_limits(2):
         assert spare_threads() == 2
-        monkeypatch.setenv("LOCAL_RANK", "1")
-        assert spare_threads() == 1
-        monkeypatch.setenv("LOCAL_RANK", "0")
         monkeypatch.setattr(side_by_side, "cores_allowed", lambda: 1)
         assert spare_threads() == 1
 

@@ -65,6 +65,10 @@ def test_no_thread_of_gloo_outlives_the_training_and_aborts_its_process(rank: in
     assert "gloo" not in (learnt / f"threads-2-{rank}.txt").read_text()
 
 
+def test_what_the_first_process_makes_is_given_to_all_and_made_by_nobody_else(learnt: Path) -> None:
+    assert [(learnt / f"made-by-{process}.txt").read_text() for process in ("1-0", "2-0", "2-1")] == ["0", "0", "0"]
+
+
 def test_a_process_whose_partner_ended_says_so_in_a_sentence(learnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (learnt / "went-on.txt").exists()
     with (

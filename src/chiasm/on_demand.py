@@ -102,6 +102,10 @@ class OnDemand(Sequence[Item], Generic[Item]):
         self.names = tuple(openers)
         self._opened = lru_cache(maxsize=most)(self._open)
 
+    def __reduce__(self) -> tuple[type[OnDemand[Item]], tuple[Mapping[str, Callable[[], Item]], int]]:
+        """Pickle what opens the items, and none of those that are open."""
+        return OnDemand, (self._openers, self._most)
+
     def _open(self, name: str) -> Item:
         return self._openers[name]()
 

@@ -38,7 +38,7 @@ _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _FOLDED = (nn.Conv2d, nn.Conv3d)  # into which a normalisation can be folded
 _CONVOLUTIONS = (torch.conv2d, torch.conv3d)
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-_AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -258,7 +258,7 @@ class Engine:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Compute without gradients, in this engine's precision and on its threads, while the block lasts."""
-        narrow = _AUTOCAST.get(self.precision)
+        narrow = AUTOCAST.get(self.precision)
         with (
             on_threads(self.threads),
             torch.inference_mode(),

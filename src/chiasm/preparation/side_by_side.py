@@ -6,7 +6,6 @@ as processes would, and need no copy of the program, no import of the user's scr
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,13 +60,10 @@ def _in_pool(items: Sequence[Item], work: Callable[[Item], Outcome], threads: in
 def spare_threads() -> int:
     """Count the threads that may work here side by side: as many as numpy's products have.
 
-    These are the cores of this process, or fewer where OMP_NUM_THREADS, Ray or the job of a study says so.  A process
-    beside the first one of a training has one: all of them do the same at once.
+    These are the cores of this process, or fewer where OMP_NUM_THREADS, Ray or the job of a study says so.
     """
     from threadpoolctl import threadpool_info
 
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        return 1
     of_products: Iterator[int] = (
         library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"
     )

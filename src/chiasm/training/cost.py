@@ -21,7 +21,7 @@ from chiasm.errors import RecipeError
 from chiasm.networks.foreign import is_own_class
 from chiasm.networks.shapes import without_memory
 from chiasm.networks.sparse_coding import SparseCoder
-from chiasm.prediction.engines import cpu_multiplies_bfloat16
+from chiasm.prediction.engines import AUTOCAST, Precision, pick_precision
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.plan import Estimate, Plan
 from chiasm.preparation.planning import has_gpu
@@ -111,7 +111,7 @@ def estimate_cost(recipe: Recipe, plan: Plan) -> Estimate:
         plan: Says patch and dimensions.
 
     Raises:
-        RecipeError: As `make_players`, or if the training needs far more memory than there is.
+        RecipeError: As `make_players` and `pick_precision`, or if the training needs far more memory than there is.
     """
     check_memory(recipe, plan)
     players = make_players(recipe, plan, 0)
@@ -290,23 +290,24 @@ def _seconds(layer: Layer, dims: Literal[2, 3], settings: Training) -> float:
     Layers of one output width and grid share one timing of a 3-convolution.
     """
     work = layer.inputs * layer.kernel
-    size, device = layer.size or (1,) * dims, Device(settings.accelerator, settings.precision, torch.get_num_threads())
+    size, precision = layer.size or (1,) * dims, pick_precision(settings.precision, settings.accelerator)
+    device = Device(settings.accelerator, precision, torch.get_num_threads())
     neighbour: float = time_convolution(dims, layer.outputs, size, device)
     return float(neighbour * work / (layer.outputs * 3**dims))
 
 
 class Device(NamedTuple):
-    """What computes convolutions: an accelerator and a precision by name, and the threads that torch has."""
+    """What computes convolutions: an accelerator by name, the precision that it takes, and the threads of torch."""
 
     accelerator: str
-    precision: str
+    precision: Precision
     threads: int
 
 
 @lru_cache(maxsize=256)
 def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], on: Device) -> float:
     """Time a 3-convolution of `width` channels on one sample, forward and back: the best of three, in seconds."""
-    on_gpu, precision = has_gpu(on.accelerator), on.precision
+    on_gpu = has_gpu(on.accelerator)
     device = torch.device("cuda" if on_gpu else "cpu")
     kind, memory, samples = _CONVOLUTIONS[dims]
     with torch.random.fork_rng(devices=[]):
@@ -314,11 +315,10 @@ def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], on:
         image = torch.randn(samples, width, *size)
     convolution = convolution.to(device, memory_format=memory)  # type: ignore[call-overload]
     image = image.to(device, memory_format=memory).requires_grad_()
-    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        with torch.autocast(device.type, dtype=half, enabled=_is_reduced(precision, on_gpu)):
+        with torch.autocast(device.type, AUTOCAST.get(on.precision), enabled=on.precision in AUTOCAST):
             output = convolution(image)
         output.backward(torch.ones_like(output))
         if on_gpu:
@@ -326,9 +326,3 @@ def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], on:
         seconds.append(time.perf_counter() - start)
     return min(seconds) / samples
 
-
-def _is_reduced(precision: str, on_gpu: bool) -> bool:
-    """Return whether convolutions use 16 bits: if the recipe says so, or if this machine is fast in 16 bits."""
-    if precision != "auto":
-        return precision != "32-true"
-    return on_gpu or cpu_multiplies_bfloat16()

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -42,7 +41,6 @@ from chiasm.training.session import LearningCases, Session
 from chiasm.training.state import TrainingState
 
 CHECKPOINT_SECONDS = 60.0
-PATIENCE = timedelta(days=2)  # of processes for another one, which prepares a cohort or calibrates
 MOST_CLOSED = 0.1  # share of steps with a closed gate that is worth no word
 MOST_VALIDATION_CASES = 4  # of a large cohort, during training; calibration uses all
 
@@ -67,7 +65,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
     settings = recipe.training
     _check_devices(settings)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # we say ourselves what was chosen
-    strategy = _Processes(timeout=PATIENCE) if settings.devices > 1 else "auto"
+    strategy = _Processes(timeout=ranks.PATIENCE) if settings.devices > 1 else "auto"
     return Fabric(
         accelerator=settings.accelerator,
         devices=settings.devices,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, distributed
 
 from chiasm.errors import ChiasmError
+
+PATIENCE = timedelta(days=2)  # of processes for another one, which prepares a cohort or calibrates
 
 Item = TypeVar("Item")
 
@@ -167,6 +170,19 @@ def gather_rows(rows: Sequence[Item], whole: int) -> list[Item]:
     return [parts[index % count()][index // count()] for index in range(whole)]
 
 
+def from_first(make: Callable[[], Item]) -> Item:
+    """Return what the first process makes, while the others wait; all of them must call it.
+
+    Args:
+        make: Called by the first process; what it returns is pickled for the others.
+    """
+    made: list[Any] = [make() if rank() == 0 else None]
+    if _is_shared():
+        distributed.broadcast_object_list(made, group=_hosts())
+    item: Item = made[0]
+    return item
+
+
 def agree(is_late: bool, signals: Sequence[int]) -> tuple[bool, int]:
     """Share decisions between processes, without waiting for their devices.
 
@@ -188,7 +204,7 @@ def agree(is_late: bool, signals: Sequence[int]) -> tuple[bool, int]:
 @cache
 def _hosts() -> distributed.ProcessGroup:
     """Make the group in which processes communicate between hosts."""
-    group: distributed.ProcessGroup = distributed.new_group(backend="gloo")
+    group: distributed.ProcessGroup = distributed.new_group(backend="gloo", timeout=PATIENCE)
     return group
 
 

@@ -102,26 +102,34 @@ def train(
     parent = _parent_of(start, recipe) or like
     session = _open_session(recipe, say, progress, watcher)
     with locked(folder) if session.is_first_process else nullcontext():
-        with session.fabric.rank_zero_first():
+
+        def plan() -> Run | _Ready:
             found = find_cases(data, recipe, folder, layout, selection)
             if until is None and (done := find_finished(folder, found, session.say)):
                 return done
             check_model_place(folder)
             with _clock(session, folder, "planning"):
                 planned = plan_cases(found, recipe, folder, session.say, cache, Wishes(minutes, parent, threads))
-            recipe, threads = planned.recipe, planned.threads
             if announce is not None:
                 announce(planned)
             with _clock(session, folder, "preparation"):
                 cases, problems = _prepare(planned, cache, session.say)
-        _check_prepared(cases, problems, planned.cohort.root, session.say)
+            _check_prepared(cases, problems, planned.cohort.root, session.say)
+            return _Ready(found, planned, cases, problems)
+
+        ready = ranks.from_first(plan)
+        if isinstance(ready, Run):
+            return ready
+        found, planned, cases, problems = ready
+        recipe, threads = planned.recipe, planned.threads
         run = replace(planned.run, problems=(*planned.run.problems, *problems))
         if session.is_first_process:
             write_json(
                 folder / NOTED, {**environment(), **_note_start(recipe, run.plan, session.say), "threads": threads}
             )
         with on_threads(threads):
-            session.say(_describe_cost(recipe, run.plan, planned.is_new))
+            if session.is_first_process:
+                session.say(_describe_cost(recipe, run.plan, planned.is_new))
             with _clock(session, folder, "training"):
                 learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
             if session.is_first_process:
@@ -131,6 +139,15 @@ def train(
                 write_finished(folder, found, run.problems)
         session.fabric.barrier()
     return run
+
+
+class _Ready(NamedTuple):
+    """What the first process of a training hands to all: found, planned and prepared cases, and the bad ones."""
+
+    found: Cohort
+    planned: PlannedRun
+    cases: LearningCases
+    problems: Sequence[Problem]
 
 
 class _WarmUp(NamedTuple):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from chiasm.prediction.engines import pick_precision
+from chiasm.prediction.engines import AUTOCAST, pick_precision
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.arrays import Say
 from chiasm.preparation.plan import Plan
@@ -106,10 +106,10 @@ def _passes(recipe: Recipe, plan: Plan) -> Callable[[], None]:
     memory = torch.channels_last if plan.dims == 2 else torch.channels_last_3d
     shape = (recipe.training.batch, source_channels(plan), *plan.patch)
     batch = torch.zeros(shape).contiguous(memory_format=memory)
-    is_reduced = pick_precision(recipe.training.precision, recipe.training.accelerator) != "32-true"
+    narrow = AUTOCAST.get(pick_precision(recipe.training.precision, recipe.training.accelerator))
 
     def work() -> None:
-        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=is_reduced):
+        with torch.random.fork_rng(devices=[]), torch.autocast("cpu", narrow, enabled=narrow is not None):
             generator(batch).float().sum().backward()
 
     return work
