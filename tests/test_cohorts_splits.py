@@ -18,6 +18,7 @@ from chiasm.cohorts.duplicates import find_duplicates, voxel_hash
 from chiasm.cohorts.splits import (
     Split,
     check_disjoint,
+    check_same_split,
     choose_folds,
     leave_one_site_out,
     make_split,
@@ -353,3 +354,16 @@ def test_folds_by_site_need_a_site_for_everyone_and_two_of_them() -> None:
     cases = [case(f"p{n}", site="AB"[n % 2]) for n in range(10)]
     split = leave_one_site_out(cases, "A", locked=0.2)
     assert split.locked and not subjects(cases, split.locked) & subjects(cases, split.test)
+
+
+def test_a_split_of_other_cases_is_refused_by_the_names_of_those_that_differ(tmp_path: Path) -> None:
+    path, before = tmp_path / "splits.json", Split(("a", "b"), ("c",), ("d",))
+    check_same_split(path, before)  # nothing is there
+    write_splits(path, before, {}, [case(name) for name in "abcd"])
+    check_same_split(path, before)
+    with pytest.raises(RunError, match="other cases than the data folder now holds") as refused:
+        check_same_split(path, Split(("a", "e"), ("b",), ("d",)))
+    assert refused.value.found == "without c, with e in addition"
+    with pytest.raises(RunError) as refused:
+        check_same_split(path, Split(("b", "c"), ("a",), ("d",)))
+    assert refused.value.found == "the same cases in other roles"

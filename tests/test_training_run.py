@@ -108,13 +108,15 @@ def test_the_cost_is_forecast_once_for_a_new_run_and_again_where_it_is_resumed(
     estimate_cost = cost.estimate_cost
     for module in (cost, training_run):
         monkeypatch.setattr(module, "estimate_cost", counted)
+    asked = recipe("A1", training__pretrained="auto")
     with pytest.raises(Interrupted):
-        run(toy_cohort, tmp_path, recipe("A1"), progress=interrupt)
+        run(toy_cohort, tmp_path, asked, progress=interrupt)
     assert len(made) == 1
     said: list[str] = []
     with pytest.raises(Interrupted):
-        run(toy_cohort, tmp_path, recipe("A1"), progress=interrupt, say=said.append)
+        run(toy_cohort, tmp_path, asked, progress=interrupt, say=said.append)
     assert len(made) == 2 and any("24 steps" in line and "GB" in line for line in said)
+    assert "start: random weights: those that ship are for another network" in said
 
 
 def test_a_killed_run_goes_on_and_ends_identical_to_the_bit(

@@ -464,6 +464,30 @@ def read_splits(path: Path) -> SplitRecord:
     return record
 
 
+def check_same_split(path: Path, split: Split) -> None:
+    """Refuse a folder whose split was made for other cases, and name the cases that differ.
+
+    Args:
+        path: A `splits.json`; nothing is refused where it does not exist.
+        split: Of the cases that are there now.
+
+    Raises:
+        RunError: If both differ, or the file is damaged.
+    """
+    if not path.exists() or (before := read_splits(path).split) == split:
+        return
+    then, now = ({name for role in ROLES for name in getattr(one, role)} for one in (before, split))
+    gone, new = (", ".join(sorted(names)) for names in (then - now, now - then))
+    found = [f"without {gone}"] * bool(gone) + [f"with {new} in addition"] * bool(new)
+    raise RunError(
+        "was written for other cases than the data folder now holds",
+        path=path,
+        reason="other-cases",
+        found=", ".join(found) or "the same cases in other roles",
+        hint="Start a new run with another -o, or restore the data as it was.",
+    )
+
+
 def _record_of(written: _SplitFile) -> SplitRecord:
     """Return the split and the facts on each case, as one table for each fact."""
     facts = written.cases.items()

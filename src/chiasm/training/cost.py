@@ -325,4 +325,3 @@ def time_convolution(dims: Literal[2, 3], width: int, size: tuple[int, ...], on:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return min(seconds) / samples
-

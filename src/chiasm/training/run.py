@@ -273,12 +273,11 @@ def _calibrate(learner: AnyLearner, validation: Sequence[PreparedCase], engine: 
 
 
 def _note_start(recipe: Recipe, plan: Plan, say: Say) -> dict[str, object]:
-    """Say and return from which weights that ship a run starts; nothing where weights are random."""
+    """Say from which weights a run starts, and return it where they ship."""
     pretrained = find_pretrained(recipe, plan)
-    if pretrained.name is None:
-        return {}
-    say(f"start: {pretrained.reason}")
-    return {"start": pretrained.reason}
+    if pretrained.reason:
+        say(f"start: {pretrained.reason}")
+    return {"start": pretrained.reason} if pretrained.name else {}
 
 
 def environment() -> dict[str, object]:

@@ -23,11 +23,11 @@ from chiasm.cohorts.splits import (
     Folds,
     Split,
     assign_folds,
+    check_same_split,
     choose_models,
     leave_one_site_out,
     make_part,
     make_split,
-    read_splits,
     sites_of,
     with_fewer_training,
     write_splits,
@@ -284,7 +284,7 @@ def plan_cases(
     refuse_duplicates(examined.cases, examined.cohort, recipe.data.modalities)
     split = _split_cases(examined.cohort, recipe)
     paired = paired_names(recipe, split)
-    _check_same_split(folder / "splits.json", split)
+    check_same_split(folder / "splits.json", split)
     say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
     if recipe.split.folds == "auto" and split.test:
         say(_describe_held_out(split))
@@ -386,16 +386,6 @@ def _choose_site(cohort: Cohort, folds: Folds, fold: int) -> str:
             expected=f"{len(sites)}: {', '.join(sites)}",
         )
     return sites[fold]
-
-
-def _check_same_split(path: Path, split: Split) -> None:
-    if path.exists() and read_splits(path).split != split:
-        raise RunError(
-            "was written for other cases than the data folder now holds",
-            path=path,
-            reason="other-cases",
-            hint="Start a new run with another -o, or restore the data as it was.",
-        )
 
 
 def _unpaired_names(recipe: Recipe, split: Split, paired: Sequence[str], lone: _Unpaired) -> tuple[str, ...]:
