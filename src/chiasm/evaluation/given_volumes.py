@@ -18,7 +18,7 @@ Scores = Mapping[str, Mapping[str, float]]  # region to metric to score
 
 
 class FolderPair(NamedTuple):
-    """Two folders with a volume for each case: `CASE.nii.gz`, or one file in a folder `CASE`.
+    """Two folders with a volume for each case: `CASE.nii.gz`, `CASE.dcm`, or one such file in a folder `CASE`.
 
     Attributes:
         synthetic: Volumes that were made from synthetic images.
@@ -91,14 +91,14 @@ def _read(folder: Path, case: str, kind: str) -> Volume:
         RunError: If there is none, or several.
         VolumeError: If it cannot be read.
     """
-    found = [path for path in _files(folder) if volume_stem(path.name) == case] or list(_files(folder / case))
+    found = [path for path in _files(folder) if _stem(path) == case] or list(_files(folder / case))
     if len(found) != 1:
         raise RunError(
             f"holds {'several' if found else 'no'} {kind}{'s' if found else ''} of this case",
             path=folder,
             reason=f"no-{kind}",
             found=", ".join(path.name for path in found) or None,
-            expected=f"{case}.nii.gz, or one volume in {case}/",
+            expected=f"{case}.nii.gz or {case}.dcm, or one volume in {case}/",
         )
     return read_volume(found[0], labels=kind == "segmentation")
 
@@ -106,4 +106,9 @@ def _read(folder: Path, case: str, kind: str) -> Volume:
 def _files(folder: Path) -> Iterator[Path]:
     """Yield the volumes of a folder, in order; none where there is no such folder."""
     if folder.is_dir():
-        yield from (path for path in sorted(folder.iterdir()) if path.is_file() and volume_stem(path.name) is not None)
+        yield from (path for path in sorted(folder.iterdir()) if path.is_file() and _stem(path) is not None)
+
+
+def _stem(path: Path) -> str | None:
+    """Return the name of a volume without its ending; None for other files."""
+    return path.stem if path.suffix.lower() == ".dcm" else volume_stem(path.name)

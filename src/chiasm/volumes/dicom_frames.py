@@ -1,12 +1,14 @@
 """Read from headers where the images of a DICOM series lie.
 
-Reference: DICOM PS3.3, C.7.6.2 (plane), C.7.6.16 (functional groups).
+Reference: DICOM PS3.3, C.7.6.2 (plane), C.7.6.16 (functional groups), C.8.8.3 (dose).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_files import DicomFile, count_frames, number, numbers, text
@@ -38,12 +40,13 @@ MARKS = (
 PLACE_TAGS = (
     "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
-    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "GridFrameOffsetVector", "DoseGridScaling", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     *(name for _, name, _ in MARKS), *KIND_TAGS,
 )  # fmt: skip
 
 
 PARAMETRIC_MAP = "1.2.840.10008.5.1.4.1.1.30"
+DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 
 
 class Frame(NamedTuple):
@@ -106,6 +109,8 @@ def frames_of(dataset: Dataset, part: DicomFile) -> list[Frame]:
         raise VolumeError("holds no pixels", path=part.place, reason="no-pixels")
     count = count_frames(dataset, part)
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if text(dataset, "SOPClassUID") == DOSE:
+        return _planes_of_dose(dataset, part, count)
     if not groups:
         return [_lone_frame(dataset, part, count)]
     if len(groups) != count:
@@ -130,6 +135,24 @@ def _lone_frame(dataset: Dataset, part: DicomFile, count: int) -> Frame:
             found=f"{count} frames without functional groups",
         )
     return _frame(part, 0, dataset, lambda _: dataset)
+
+
+def _planes_of_dose(dataset: Dataset, part: DicomFile, count: int) -> list[Frame]:
+    """Read the planes of a dose, which lie at offsets from the first one, or at positions along the patient."""
+    first = _frame(part, 0, dataset, lambda _: dataset)._replace(slope=_scale_of_dose(dataset, part))
+    if count == 1:
+        return [first]
+    offsets = np.array(numbers(dataset, "GridFrameOffsetVector", part, count))
+    across = np.cross(first.orientation[:3], first.orientation[3:]) if offsets[0] == 0 else (0.0, 0.0, 1.0)
+    places = first.position + np.outer(offsets - offsets[0], across)
+    return [first._replace(place=index, position=tuple(place)) for index, place in enumerate(places.tolist())]
+
+
+def _scale_of_dose(dataset: Dataset, part: DicomFile) -> float:
+    scale = number(dataset, "DoseGridScaling", part)
+    if not scale:
+        raise VolumeError("has a DoseGridScaling of 0, or none", path=part.place, reason="header")
+    return scale
 
 
 def _groups_of(own: Dataset, shared: Dataset | None) -> Callable[[str], Dataset | None]:

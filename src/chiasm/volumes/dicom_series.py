@@ -24,7 +24,7 @@ from chiasm.volumes.dicom_files import (
     taming,
     text,
 )
-from chiasm.volumes.dicom_frames import PARAMETRIC_MAP, PLACE_TAGS, Frame, frames_of
+from chiasm.volumes.dicom_frames import DOSE, PARAMETRIC_MAP, PLACE_TAGS, Frame, frames_of
 from chiasm.volumes.dicom_kinds import NO_CONTRAST, UNKNOWN, Group, ImageKind, split_kinds
 from chiasm.volumes.dicom_pixels import FORMAT_TAGS, stored_pixels
 from chiasm.volumes.dicom_stacks import Stack, arrange
@@ -40,7 +40,7 @@ NO_SCANS = (
     SEGMENTATION,
     LABEL_MAP,
     PARAMETRIC_MAP,
-    "1.2.840.10008.5.1.4.1.1.481.2",  # dose
+    DOSE,
 )
 AXIAL = 0.99  # cosine from which a slice counts as lying in a plane of the body
 
