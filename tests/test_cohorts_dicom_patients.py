@@ -17,6 +17,7 @@ from chiasm.cohorts.dicom_modalities import guess_modality
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.discovery import find_cohort, select_cases
 from chiasm.errors import CohortError, RecipeError
+from chiasm.prediction.case_files import warn_of_marks
 from chiasm.prediction.folders import predict
 from chiasm.preparation.inspection import inspect_folder
 from chiasm.registration.cohort import hashes_of
@@ -355,10 +356,10 @@ def test_where_the_only_scan_is_left_out_the_error_says_why_and_what_to_do(tmp_p
     files = in_order(write_source(tmp_path / "p1" / "ct", modality="CT"))
     for k, path in enumerate(files):
         rewrite(path, lambda d, k=k: setattr(d, "ImagePositionPatient", [0, 0.8 * k, 2.5 * k]))
-    cohort = find_cohort(tmp_path, selection=Selection(alone="t1"))
-    with pytest.raises(CohortError, match=r"no case has the modality 't1'.*tilted gantry.*--resample-tilt"):
-        select_cases(cohort, ["t1"], None)
-    assert find_cohort(tmp_path, selection=Selection(alone="t1", reading=Reading(resample_tilt=True))).cases
+    cohort = find_cohort(tmp_path, selection=Selection(alone="ct"))
+    with pytest.raises(CohortError, match=r"no case has the modality 'ct'.*tilted gantry.*--resample-tilt"):
+        select_cases(cohort, ["ct"], None)
+    assert find_cohort(tmp_path, selection=Selection(alone="ct", reading=Reading(resample_tilt=True))).cases
 
 
 def with_localizer(folder: Path) -> None:
@@ -575,3 +576,37 @@ def test_training_reads_dicom_as_it_reads_nifti(tmp_path: Path) -> None:
     assert "6 cases with t1 and t2 (dicom)" in done.output
     made = predict(tmp_path / "run", [tmp_path / "in"], tmp_path / "out", only="test", series=["t1=ax t1"])
     assert len(made.manifest.cases) == 2 and not made.problems
+
+
+def test_series_have_one_number_whether_a_patient_or_the_folder_of_patients_is_named(tmp_path: Path) -> None:
+    for patient in ("Q1", "Q2"):
+        for number, folder in ((5, "AX"), (2, "SAG")):
+            files = write_source(tmp_path / patient / folder, SeriesNumber=number, SeriesDescription=folder)
+            study = f"1.2.826.0.1.3680043.10.99.{patient[1]}"
+            for path in files:
+                rewrite(path, lambda d, study=study: setattr(d, "StudyInstanceUID", study))
+    listed = [
+        [line for line in find_cohort(place, selection=Selection(series={"t1": "1"})).listing if "-> t1" in line]
+        for place in (tmp_path, tmp_path / "Q1")
+    ]
+    assert "SAG" in listed[0][0] and listed[1] == listed[0][:1]
+
+
+def test_a_lone_ct_stands_for_no_t1_unless_a_rule_says_so_which_is_warned_of(tmp_path: Path) -> None:
+    write_source(tmp_path / "p1" / "scan", modality="CT", SeriesDescription="head")
+    refused = find_cohort(tmp_path, selection=Selection(alone="t1"))
+    assert not refused.cases and refused.problems[0].reason == "other-modality"
+    assert "series 1 is CT by its header, not t1" in refused.problems[0].message
+    (case,) = find_cohort(tmp_path, selection=Selection(series={"t1": "1"}, alone="t1")).cases
+    assert warn_of_marks(case, ["t1"]) == ["its header says that the image is CT, and the model takes t1"]
+    (case,) = find_cohort(tmp_path, selection=Selection(alone="ct")).cases
+    assert warn_of_marks(case, ["ct"]) == []
+
+
+def test_a_synthetic_series_beside_an_acquired_one_is_passed_over(tmp_path: Path) -> None:
+    for number, folder in ((1, "real"), (2, "made")):
+        marks = {"SyntheticData": "YES"} if folder == "made" else {}
+        write_source(tmp_path / "p1" / folder, modality="CT", SeriesNumber=number, **marks)
+    for allow in ((), ("synthetic",)):
+        (case,) = find_cohort(tmp_path, selection=Selection(allow=allow)).cases
+        assert case.images["ct"] == tmp_path / "p1" / "real"

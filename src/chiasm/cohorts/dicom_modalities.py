@@ -42,6 +42,17 @@ def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
     return "ct" if series.modality == "CT" else None
 
 
+def other_modality(series: Series, modality: str) -> str:
+    """Return the modality in a header that excludes another one, such as CT for t1; "" where it does not.
+
+    Args:
+        series: With the modality of its header.
+        modality: That it is to be.
+    """
+    wanted = ("CT" if modality in ("ct", "cbct") else "MR") if modality in MODALITIES else ""
+    return series.modality if wanted and series.modality in {"CT", "MR", "PT"} - {wanted} else ""
+
+
 def _contrast_of_mr(series: Series, scans: Sequence[Series]) -> str | None:
     """Return the weighting that a description names; without one, "mr" if it is the patient's only MR."""
     return _weighting(series) or ("mr" if _is_only_mr(series, scans) else None)

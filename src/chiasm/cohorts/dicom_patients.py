@@ -26,7 +26,7 @@ from chiasm.cohorts.cases import (
     without_problems_by_role,
 )
 from chiasm.cohorts.completed import is_synthetic
-from chiasm.cohorts.dicom_modalities import guess_modality, modality_of
+from chiasm.cohorts.dicom_modalities import guess_modality, modality_of, other_modality
 from chiasm.cohorts.dicom_places import Patient, find_patients, role_of_patient
 from chiasm.cohorts.folder_notes import MARKS
 from chiasm.errors import RecipeError
@@ -241,7 +241,8 @@ def _damaged(patient: Patient) -> list[Problem]:
 
 
 def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: Selection) -> Series | Problem:
-    """Return the only series that may be a modality, or say why none is taken."""
+    """Return the only series that may be a modality, or say why none is taken; acquired images go before made ones."""
+    found = [series for series in found if not series.synthetic] or found
     if len(found) == 1:
         return _unfit(found[0], role, patient, selection) or found[0]
     listed = "; ".join(series.described() for series in found[:8])
@@ -304,6 +305,12 @@ def _unfit(series: Series, role: str, patient: Patient, selection: Selection) ->
     fault = series.fault
     if fault is not None and not (selection.reading.resample_tilt and fault.reason in MENDABLE):
         return Problem(patient.place, fault.reason, f"case {patient.id}, {role}: {fault}", patient.id, role)
+    if role not in selection.series and (other := other_modality(series, role)):
+        message = (
+            f"case {patient.id}: series {series.choice} is {other} by its header, not {role}; "
+            f"if it is {role}, choose it with --series {role}={series.choice}"
+        )
+        return Problem(patient.place, "other-modality", message, patient.id, role)
     mark = forbidden_mark(marks_of(series), selection.allow)
     if mark is None:
         return None
@@ -337,6 +344,16 @@ def marks_at(path: Path) -> tuple[str, ...]:
     if volume_stem(path.name) and path.is_file():
         return ("synthetic",) if is_synthetic(path) else ()
     return marks_of(pick_series(path)) if holds_dicom(path) else ()
+
+
+def modality_at(path: Path, modality: str) -> str:
+    """Return the modality in the header of the images at a path, if it excludes another one; "" where it does not.
+
+    Raises:
+        VolumeError: If it is DICOM and cannot be read.
+    """
+    is_volume = volume_stem(path.name) and path.is_file()
+    return "" if is_volume or not holds_dicom(path) else other_modality(pick_series(path), modality)
 
 
 def marks_on(case: Case, modality: str) -> tuple[str, ...]:

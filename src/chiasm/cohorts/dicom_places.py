@@ -19,7 +19,7 @@ from chiasm.cohorts.folder_roles import FolderRole, role_of_folder, roles_of_fol
 from chiasm.errors import VolumeError
 from chiasm.names import is_safe_id
 from chiasm.volumes.archives import looks_like_zip
-from chiasm.volumes.dicom_scan import Scan, scan_folder_alone, scan_series
+from chiasm.volumes.dicom_scan import Scan, in_order, scan_folder_alone, scan_series
 from chiasm.volumes.dicom_series import Series
 
 
@@ -146,8 +146,7 @@ def _case_name(place: str, person: str, people: Sequence[str]) -> str:
 def _series_of(person: str, people: Sequence[str], scan: Scan) -> tuple[Series, ...]:
     """Return the series of one person, counted from 1; series without a PatientID go to the first person."""
     is_first = person in people[:1]
-    own = (one for one in scan.series if one.patient == person or (is_first and one.patient not in people))
-    return tuple(one.numbered(choice) for choice, one in enumerate(own, start=1))
+    return in_order(one for one in scan.series if one.patient == person or (is_first and one.patient not in people))
 
 
 def _groups(root: Path) -> Iterator[_PatientGroup]:
@@ -226,7 +225,7 @@ def _scan_of(child: Path) -> Scan:
 
 def _together(places: Sequence[_PatientPlace]) -> Scan:
     return Scan(
-        tuple(series for place in places for series in place.scan.series),
+        in_order(series for place in places for series in place.scan.series),
         tuple(error for place in places for error in place.scan.broken),
     )
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from chiasm import __version__
 from chiasm.cohorts.cases import Case
-from chiasm.cohorts.dicom_patients import WARNINGS, marks_on
+from chiasm.cohorts.dicom_patients import WARNINGS, marks_on, modality_at
 from chiasm.prediction.dicom_case import EXPECTED_ERROR, SERIES, SPREAD, write_dicom_case
 from chiasm.prediction.ensemble import name_of
 from chiasm.prediction.manifest import SUFFIXES, Container
@@ -87,6 +87,10 @@ def _outputs(case: Case, plan: Plan, container: Container) -> tuple[str, ...]:
 
 
 def warn_of_marks(case: Case, sources: Sequence[str]) -> list[str]:
-    """Warn of marks on sources, each mark once."""
+    """Warn of marks on sources, each mark once, and of series of another modality, which a rule has chosen."""
     marks = dict.fromkeys(chain.from_iterable(marks_on(case, name) for name in sources))
-    return [WARNINGS[mark] for mark in marks]
+    others = ((name, modality_at(case.images[name], name)) for name in sources)
+    strange = [
+        f"its header says that the image is {other}, and the model takes {name}" for name, other in others if other
+    ]
+    return [*(WARNINGS[mark] for mark in marks), *strange]

@@ -40,7 +40,8 @@ MARKS = (
 PLACE_TAGS = (
     "SOPInstanceUID", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SpacingBetweenSlices", "RescaleSlope", "RescaleIntercept",
-    "GridFrameOffsetVector", "DoseGridScaling", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "GridFrameOffsetVector", "DoseGridScaling",
+    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     *(name for _, name, _ in MARKS), *KIND_TAGS,
 )  # fmt: skip
 

@@ -50,9 +50,9 @@ def scan_series(path: Path | str) -> Scan:
     scan = _scan_around(asked, path)
     series = _named_inside(scan.series, words)
     if not series and not scan.broken:
-        listed = "; ".join(one.described() for one in _numbered(scan.series))
+        listed = "; ".join(one.described() for one in in_order(scan.series))
         raise VolumeError(f"holds no images of the kind {words!r}", path=asked.place, reason="no-series", found=listed)
-    return scan._replace(series=_numbered(series))
+    return scan._replace(series=in_order(series))
 
 
 def _named_inside(series: Iterable[Series], words: str) -> list[Series]:
@@ -217,16 +217,13 @@ def _scan(parts: Sequence[DicomFile], path: Path, only: str | None = None) -> Sc
         *search.missing(lost, "is a link that leads nowhere", "not-found"),
     ]
     series = chain.from_iterable(join_headers(headers, path) for headers in search.headers.values())
-    return Scan(_numbered(sorted(series, key=_order)), tuple(broken))
+    return Scan(in_order(series), tuple(broken))
 
 
-def _order(series: Series) -> tuple[bool, int, str]:
-    """Return the place of a series in a listing: by its number, those without one last."""
-    return series.number is None, series.number or 0, series.uid
-
-
-def _numbered(series: Iterable[Series]) -> tuple[Series, ...]:
-    return tuple(one.numbered(place) for place, one in enumerate(series, start=1))
+def in_order(series: Iterable[Series]) -> tuple[Series, ...]:
+    """Return series in the order of a listing, by their own numbers and those without one last, counted from 1."""
+    ordered = sorted(series, key=lambda one: (one.number is None, one.number or 0, one.uid))
+    return tuple(one.numbered(choice) for choice, one in enumerate(ordered, start=1))
 
 
 def _kin(part: DicomFile) -> tuple[Path, str]:
