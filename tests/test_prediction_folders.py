@@ -20,7 +20,7 @@ from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
 from chiasm.runners import RUNNERS, Lost
 from chiasm.storage import read_json, write_json
-from chiasm.volumes import read_volume
+from chiasm.volumes import Volume, read_volume
 from synthetic_cohort import affine, pair, save
 
 
@@ -179,6 +179,19 @@ def test_wrong_inputs_are_refused_with_what_to_do(toy_cohort: Path, finished_run
         predictor.predict(one, one)
     volume = read_volume(one)
     assert predictor.predict(volume).image.array.shape == volume.array.shape
+    with pytest.raises(CohortError, match="is t2 by its name"):
+        predictor.predict(toy_cohort / "Toy_0001" / "Toy_0001_t2.nii.gz")
+    hollow = volume.array.copy()
+    hollow[0, 0, 0] = np.nan
+    with pytest.raises(VolumeError, match="t1 is empty, or holds NaN"):
+        predictor.predict(Volume(hollow, volume.geometry))
+    with pytest.raises(TypeError, match="not ndarray; Volume"):
+        predictor.predict(volume.array)
+    with pytest.raises(TypeError, match="a mask is a Volume"):
+        predictor.predict(volume, mask=volume.array > 0)
+    for wrong in ({"container": "nii"}, {"only": "tset"}):
+        with pytest.raises(RecipeError, match=r"there is no (format 'nii'|role 'tset')"):
+            predict(finished_run, [toy_cohort], tmp_path / "out", **wrong)
 
 
 def test_cases_spread_over_processes_give_the_same_files(finished_run: Path, toy_cohort: Path, tmp_path: Path) -> None:

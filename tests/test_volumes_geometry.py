@@ -171,3 +171,13 @@ def test_labels_are_laid_on_a_larger_grid_only_where_all_of_them_fit() -> None:
     assert laid is not None
     np.testing.assert_array_equal(laid.array, whole.array)
     assert laid_on(stored, crop(whole, (slice(0, 6), slice(0, 7), slice(0, 5))).geometry) is None
+
+
+def test_an_array_in_another_axis_order_lies_on_no_grid() -> None:
+    geometry = Geometry((4, 5, 6), np.eye(4))
+    for array in (np.zeros((6, 5, 4)), np.zeros((4, 5)), np.zeros((4, 5, 6, 1))):
+        with pytest.raises(ValueError, match=r"does not lie on a grid of \(4, 5, 6\)"):
+            Volume(array, geometry)
+    for shape, affine in (((4, 5), np.eye(4)), ((4, 5, 6), np.eye(3))):
+        with pytest.raises(ValueError, match="three sides and an affine of 4 x 4"):
+            Geometry(shape, affine)  # type: ignore[arg-type]

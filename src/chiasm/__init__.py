@@ -4,6 +4,7 @@ The house, read from top to bottom.  A module imports only from lines above
 its own, and within a line only from names to its left; a test reads this map.
 
     errors        errors that a user can act on: what is wrong, where, what was found and expected, what to do
+    verbs         what callers in Python may write: a string for a path, one thing for a list of one
     names         names of cases and files that are safe on every system
     storage       writing files whole or not at all; TOML, JSON
     on_demand     what there is of each of many cases, on the disk until it is asked for
@@ -140,8 +141,11 @@ _VERBS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a verb when it is first used, so that `import chiasm` stays light."""
+    """Import a verb when it is first used, so that `import chiasm` stays light; strings may stand for its paths."""
     if name not in _VERBS:
         raise AttributeError(f"module 'chiasm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from chiasm.verbs import accept_names
+
     module, function = _VERBS[name]
-    return getattr(import_module(f"chiasm.{module}"), function)
+    globals()[name] = verb = accept_names(getattr(import_module(f"chiasm.{module}"), function), name)
+    return verb

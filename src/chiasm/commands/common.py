@@ -7,17 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-
-from chiasm.errors import unknown
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from chiasm.cohorts.cases import Problem
-    from chiasm.prediction.manifest import Container
 
 PARTIAL = 3  # some cases of a cohort failed, the others are done
 
@@ -130,19 +127,6 @@ def fit(line: str, width: int) -> str:
     """
     indent = " " * (len(line) - len(line.lstrip()) + 4)
     return fill(line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-
-def container_named(name: str) -> Container:
-    """Return the file format of this name.
-
-    Raises:
-        RecipeError: If there is none of this name.
-    """
-    from chiasm.prediction.manifest import Container
-
-    if name not in get_args(Container):
-        raise unknown("format", name, get_args(Container))
-    return cast("Container", name)
 
 
 def show_registered(run: Path) -> None:

@@ -25,7 +25,6 @@ from chiasm.commands.common import (
     Steps,
     TensorBoard,
     Trust,
-    container_named,
     exit_partial,
     finish,
     say,
@@ -223,6 +222,7 @@ def predict(
     with imported_ahead(ahead), open_progress() as bar:
         from chiasm.prediction.cross_fitted import predict_by_role
         from chiasm.prediction.inputs import part_runs
+        from chiasm.prediction.manifest import container_named
 
         places = part_runs([run, *inputs])
         made = predict_by_role(

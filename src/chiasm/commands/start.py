@@ -13,7 +13,6 @@ from chiasm.commands.common import (
     Allow,
     Data,
     Out,
-    container_named,
     exit_partial,
     say,
     say_above,
@@ -60,6 +59,7 @@ def run(
     check_output(out)
     from chiasm.pipeline import Watch, minutes_before, open_job, plan_ahead
     from chiasm.pipeline import run as run_all
+    from chiasm.prediction.manifest import container_named
 
     most = minutes_before(out, MINUTES) if minutes is None and asked.steps is None else minutes
     chosen = None if container is None else container_named(container)

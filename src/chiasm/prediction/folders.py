@@ -10,7 +10,7 @@ from pathlib import Path
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.gathering import LOST, notes_in_lines
-from chiasm.cohorts.images import read_case_image, read_case_labels, read_image
+from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.locks import locked
 from chiasm.prediction.case_files import places_of, warn_of_marks, write_dicom, write_volumes
@@ -23,7 +23,7 @@ from chiasm.prediction.ensemble import (
     common_roles,
     name_of,
 )
-from chiasm.prediction.inputs import check_dicom, choose_role, find_cases, read_roles
+from chiasm.prediction.inputs import as_volume, check_dicom, choose_role, find_cases, read_roles
 from chiasm.prediction.manifest import (
     Container,
     Entry,
@@ -31,6 +31,7 @@ from chiasm.prediction.manifest import (
     Manifest,
     Member,
     Role,
+    container_named,
     digests,
     relative,
     write_manifest,
@@ -147,14 +148,16 @@ class Predictor:
                 what the predictor was made with.
 
         Raises:
-            VolumeError: If a file cannot be read, the grids differ, or the number of sources is wrong.
+            VolumeError: If a file cannot be read, a value is not finite, the grids differ, or the number of sources is
+                wrong.
+            CohortError: If the name of a file says that it is another modality.
             RecipeError: If `average` is unknown.
+            TypeError: If a source is neither volume nor file, or the mask is no volume.
         """
         names = self.model.plan.sources
-        volumes = (
-            one if isinstance(one, Volume) else read_image(Path(one), names[min(place, len(names) - 1)], self.reading)
-            for place, one in enumerate(sources)
-        )
+        volumes = (as_volume(one, names[min(place, len(names) - 1)], self.reading) for place, one in enumerate(sources))
+        if not isinstance(mask, Volume | None):
+            raise TypeError(f"a mask is a Volume, such as read_volume(FILE, labels=True), not {type(mask).__name__}")
         made = self.predict_compactly(volumes, mask=mask, degrade=degrade, average=average)
         return made if isinstance(made, Synthesis) else made.whole()
 
@@ -313,11 +316,11 @@ def predict(
         ChiasmError: If `out` cannot be written, as when the disk is full.
         RecipeError: If `degrade` is asked of a model that is not for super-resolution, or `average` is unknown.
         CohortError: If an input holds no case.
-        RecipeError: If `series` names no source, or the engine is unknown, not installed, or has not this device or
-            precision.
+        RecipeError: If a role or format is unknown, `series` names no source, or the engine is unknown, not installed,
+            or has not this device or precision.
         VolumeError: If DICOM is asked for and a source is none.
     """
-    gpus = int(accelerator == "cuda")
+    container, gpus = container_named(container), int(accelerator == "cuda")
     spread = find_runner(runner, {"slurm": Slurm(gpus_per_node=gpus), "ray": Ray(num_gpus=gpus)})
     chosen = Engine.pick(Hardware(accelerator, precision, engine))
     if say is not None:

@@ -9,21 +9,26 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from chiasm.cohorts.cases import MAPS, MODALITIES, Case, Cohort, Problem, role_of, unsafe_name, volume_stem
 from chiasm.cohorts.dicom_modalities import last_word
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
 from chiasm.cohorts.folder_notes import MARKS
 from chiasm.cohorts.gathering import LOST, with_account
+from chiasm.cohorts.images import read_image
 from chiasm.cohorts.known_layouts import Find, Finds
+from chiasm.cohorts.splits import ROLES as SPLIT_ROLES
 from chiasm.cohorts.splits import read_splits
-from chiasm.errors import CohortError, RunError, VolumeError
+from chiasm.errors import CohortError, RunError, VolumeError, unknown
 from chiasm.prediction.manifest import Role
 from chiasm.prediction.model import Model
 from chiasm.prediction.model_files import CARD, find_model, read_card
 from chiasm.recipe import read_recipe
+from chiasm.volumes import Volume
 from chiasm.volumes.dicom_scan import is_dicom
-from chiasm.volumes.screening import VOLUME_SUFFIXES
+from chiasm.volumes.screening import VOLUME_SUFFIXES, Reading
 
 RUN_MARKS = ("recipe.toml", f"model/{CARD}")  # files that make a folder a run or a model
 
@@ -155,6 +160,32 @@ def _check_name(path: Path, source: str) -> None:
         )
 
 
+def as_volume(given: Volume | Path | str, source: str, reading: Reading) -> Volume:
+    """Return a source as a volume: read from a file, or as it was given, if networks can take it.
+
+    Args:
+        given: The volume, or its file.
+        source: Which source it is.
+        reading: What to assume of a file.
+
+    Raises:
+        CohortError: If the name of a file says that it is another modality.
+        VolumeError: If a file cannot be read, or a volume is empty or holds values that are not finite.
+        TypeError: If it is neither.
+    """
+    if isinstance(given, str | Path):
+        _check_name(Path(given), source)
+        return read_image(Path(given), source, reading)
+    if not isinstance(given, Volume):
+        raise TypeError(
+            f"{source} is a file or a Volume, not {type(given).__name__}; "
+            "Volume(array, Geometry(array.shape, affine)) of chiasm.volumes makes one"
+        )
+    if not given.array.size or not np.isfinite(given.array).all():
+        raise VolumeError(f"{source} is empty, or holds NaN or infinite values", reason="not-finite")
+    return given
+
+
 def _find_cohort(path: Path, sources: Sequence[str], layout: str | None, selection: Selection | None) -> Cohort:
     """Find the cases of a folder, an archive or a manifest; in a folder of no layout each file is one."""
     if not path.exists():
@@ -195,6 +226,7 @@ def choose_role(
     """Keep the cases of a role; for all cases, report lost cases as problems.
 
     Raises:
+        RecipeError: If there is no such role.
         RunError: If the split is unknown and the role is not "all".
         CohortError: If no case has the role.
     """
@@ -203,6 +235,8 @@ def choose_role(
     if not roles:
         raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
     role = "locked" if only == "sealed" else only  # its name in version 0.1
+    if role not in (*SPLIT_ROLES, "out-of-fold"):
+        raise unknown("role", only, ("all", *SPLIT_ROLES, "out-of-fold"))
     chosen = [case for case in found.cases if roles.get(case.id) == role]
     if not chosen:
         place = next((one for one in inputs if isinstance(one, Path)), run)

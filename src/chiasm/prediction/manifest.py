@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 from pydantic import AliasChoices, BeforeValidator, Field
 
 from chiasm.checksums import sha256_of
-from chiasm.errors import RunError, shortened
+from chiasm.errors import RunError, shortened, unknown
 from chiasm.names import is_plain, is_safe_id
 from chiasm.records import read_record
 from chiasm.storage import write_json
@@ -34,6 +34,17 @@ Role = Annotated[
 Container = Literal["volume", "nifti", "metaimage", "nrrd", "mgz", "dicom"]
 #: Suffix of a volume by its container; "volume" is the format of the source.
 SUFFIXES = {"nifti": ".nii.gz", "metaimage": ".mha", "nrrd": ".nrrd", "mgz": ".mgz"}
+
+
+def container_named(name: str) -> Container:
+    """Return the file format of this name.
+
+    Raises:
+        RecipeError: If there is none of this name.
+    """
+    if name not in get_args(Container):
+        raise unknown("format", name, get_args(Container))
+    return cast("Container", name)
 
 
 @dataclass(frozen=True)

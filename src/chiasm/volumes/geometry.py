@@ -36,12 +36,22 @@ class Geometry:
         header: The raw header as it was read, so that a file written on this
             grid carries the source's geometry bit for bit; None when made here.
         container: The format of `header`.
+
+    Raises:
+        ValueError: If the shape has not three sides, or the affine not four rows and columns.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     header: bytes | None = None
     container: Literal["nifti", "metaimage", "mgh", "dicom"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no grid of three axes."""
+        if len(self.shape) != 3 or np.shape(self.affine) != (4, 4):
+            raise ValueError(
+                f"a grid has three sides and an affine of 4 x 4, not {self.shape} and {np.shape(self.affine)}"
+            )
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -69,10 +79,21 @@ class Volume:
         array: Voxel values after any slope and intercept, shape (I, J, K);
             float32 for images, an integer type for labels.
         geometry: The grid.
+
+    Raises:
+        ValueError: If the array has another shape than the grid.
     """
 
     array: NDArray[Any]
     geometry: Geometry
+
+    def __post_init__(self) -> None:
+        """Refuse an array that does not lie on the grid, such as one whose axes are in another order."""
+        if tuple(self.array.shape) != tuple(self.geometry.shape):
+            raise ValueError(
+                f"an array of {self.array.shape} does not lie on a grid of {self.geometry.shape}: both are (I, J, K), "
+                "and SimpleITK's arrays are (K, J, I)"
+            )
 
 
 def voxels_apart(a: Geometry, b: Geometry) -> float:
