@@ -202,11 +202,13 @@ def test_itk_reads_the_field_as_we_wrote_it_and_moves_the_image_as_we_did(tmp_pa
 
 
 def test_another_registration_is_not_mixed_in(tmp_path: Path) -> None:
-    fixed, moving = volume(head()), volume(moved_head(rigid(4.0, (3.0, -2.0, 1.0))))
+    fixed, moving = volume(head()), volume(moved_head(rigid(4.0, (3.0, -2.0, 1.0))) - np.float32(1000))
     write_volume(tmp_path / "fixed.nii.gz", fixed.array, fixed.geometry)
     write_volume(tmp_path / "moving.nii.gz", moving.array, moving.geometry)
     pair, out = (tmp_path / "moving.nii.gz", tmp_path / "fixed.nii.gz"), tmp_path / "out"
-    register(*pair, out, kind="rigid")
+    made, known = register(*pair, out, kind="rigid"), read_volume(out / "known.nii.gz", labels=True).array
+    assert made.covered == pytest.approx(known.mean()) and 0.5 < made.covered < 1
+    assert (read_volume(out / "moved.nii.gz").array[known == 0] == moving.array.min()).all()
     before = (out / "matrix.txt").read_text()
     (out / "field.nii.gz").write_text("of a registration by Demons")
     (out / "labels-mine.nii.gz").write_text("of the user")

@@ -173,6 +173,11 @@ def register(
         )
     before, *_, after = made.alignment.information
     say(f"mutual information {before:.3f} before, {after:.3f} after; look at {made.report}")
+    if made.covered < 1:
+        say(
+            f"{moving.name} covers {100 * made.covered:.0f} % of the grid of {fixed.name}: elsewhere moved.nii.gz has "
+            "its darkest value, and known.nii.gz is 0"
+        )
     if after <= before:
         say("warning: the images do not share more information than before: look closely", err=True)
 

@@ -86,12 +86,21 @@ def align_image(fixed: Volume, moving: Volume, kind: AlignmentKind) -> AlignedIm
     alignment = align(fixed, moving, kind, seed=SEED)
     if alignment.least_jacobian <= 0:
         raise VolumeError("the field folds", reason="folded", found=f"a Jacobian of {alignment.least_jacobian:.2f}")
+    return lay_on(fixed.geometry, moving, alignment)
+
+
+def lay_on(grid: Geometry, moving: Volume, alignment: Alignment) -> AlignedImage:
+    """Resample an image on the grid of the one that it was aligned with.
+
+    Args:
+        grid: Of the fixed image.
+        moving: The image.
+        alignment: Where points of the grid lie in it.
+    """
     there = np.ones(moving.geometry.shape, np.uint8)
-    covered = alignment.resample_moving(Volume(there, moving.geometry), fixed.geometry, order=0).array > 0
-    image = alignment.resample_moving(moving, fixed.geometry).array
-    return AlignedImage(
-        Volume(np.where(covered, image, np.float32(moving.array.min())), fixed.geometry), covered, alignment
-    )
+    covered = alignment.resample_moving(Volume(there, moving.geometry), grid, order=0).array > 0
+    image = alignment.resample_moving(moving, grid).array
+    return AlignedImage(Volume(np.where(covered, image, np.float32(moving.array.min())), grid), covered, alignment)
 
 
 def align_sources(

@@ -25,6 +25,7 @@ from chiasm.registration.cohort import (
     describe_alignment,
     describe_movement,
     farthest_mm,
+    lay_on,
     read_records,
     write_field,
 )
@@ -36,7 +37,14 @@ from chiasm.volumes.masks import find_mask, suggest_rule
 from chiasm.volumes.screening import STRICT, files_at
 
 VIEWS = ("sagittal", "coronal", "axial")
-FILES = ("moved.nii.gz", "matrix.txt", "field.nii.gz", RECORD, "registration.html")  # and labels-N.nii.gz
+FILES = (
+    "moved.nii.gz",
+    "known.nii.gz",
+    "matrix.txt",
+    "field.nii.gz",
+    RECORD,
+    "registration.html",
+)  # and labels-N.nii.gz
 SQUARES = 8  # of the checkerboard, along the longer side
 PAGES = 24  # pairs of a cohort with a page of their own
 EDGE = 0.8  # quantile of the gradient above which an edge is drawn
@@ -49,14 +57,16 @@ class Registered:
     Attributes:
         folder: Where the files lie.
         alignment: Where the points of the fixed volume lie in the moving one.
-        image: The moving volume on the fixed one's grid.
+        image: The moving volume on the fixed one's grid; voxels that it does not cover have its darkest value.
         report: The page.
+        covered: Share of the fixed grid that the moving volume covers.
     """
 
     folder: Path
     alignment: Alignment
     image: Volume
     report: Path
+    covered: float
 
 
 def register(
@@ -74,8 +84,9 @@ def register(
 ) -> Registered:
     """Align one volume of a patient with another, on its grid, and write how.
 
-    The folder receives `moved.nii.gz`, `labels-N.nii.gz` for each label map
-    (nearest neighbour), `matrix.txt` (fixed world to moving world, mm, RAS+),
+    The folder receives `moved.nii.gz`, `known.nii.gz` if the moving volume does not cover the
+    whole grid (1 where it does; elsewhere `moved` has its darkest value), `labels-N.nii.gz` for
+    each label map (nearest neighbour), `matrix.txt` (fixed world to moving world, mm, RAS+),
     `field.nii.gz` with Demons (the whole displacement in mm, as ITK and ANTs
     read it: LPS), `registration.json` and `registration.html`.
 
@@ -112,14 +123,16 @@ def register(
         alignment = _aligned(still, mobile, moving, kind, seed, progress)
         names = {"moving": moving.name, "fixed": fixed.name}
         write_json(out / RECORD, {**names, **asked})  # from here on the folder is this registration's
-        image = alignment.resample_moving(mobile, still.geometry)
+        image, covered, _ = lay_on(still.geometry, mobile, alignment)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)
+        if not covered.all():
+            write_volume(out / "known.nii.gz", covered, still.geometry, labels=True)
         _write_maps(out, maps, alignment, still.geometry)
         _write_transform(out, alignment, still.geometry)
         write_json(out / RECORD, {**names, **asked, **describe_alignment(alignment)})
         page = out / "registration.html"
         write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
-        return Registered(out, alignment, image, page)
+        return Registered(out, alignment, image, page, float(covered.mean()))
 
 
 def _write_maps(out: Path, maps: Sequence[Volume], alignment: Alignment, grid: Geometry) -> None:
@@ -272,9 +285,8 @@ def _content_of(record: dict[str, Any], place: Path, name: str) -> dict[str, Any
 
 def _content(fixed: Volume, moving: Volume, moved: Volume, alignment: Alignment) -> dict[str, Any]:
     still = canonical(fixed)
-    before = canonical(
-        Alignment("rigid", np.eye(4), None, still.geometry, (), 1, 1, 0, 0).resample_moving(moving, fixed.geometry)
-    )
+    as_scanned = Alignment("rigid", np.eye(4), None, still.geometry, (), 1, 1, 0, 0)
+    before = canonical(lay_on(fixed.geometry, moving, as_scanned).image)
     after = canonical(moved)
     mask, _ = find_mask(still, suggest_rule(still))
     middle = [(part.start + part.stop) // 2 for part in box_of(mask)]
