@@ -300,6 +300,7 @@ def test_the_expected_error_map_is_held_against_the_true_error(tmp_path: Path) -
             {"spearman_smoothed": -0.1},
             "The local discriminator does not find the errors, so the attention",
         ),
+        ({"spearman_smoothed": 0.1}, "The local discriminator hardly finds the errors"),
         ({"weight_ratio": 1.04}, "The attention does not favour lesions: they weigh 1.04 times healthy tissue."),
         ({"weight_ratio": 0.5}, "The attention neglects lesions: they weigh 0.50 times healthy tissue."),
         ({"accuracy_local": 0.99}, "The local discriminator ended saturated"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import math
 import re
 import shutil
@@ -506,6 +507,15 @@ def test_folds_by_site_test_one_site_each_and_sealed_cases_wait_until_they_are_o
     assert {row.case for row in opened.rows} == locked and {row.fold for row in opened.rows} == {0, 1}
     assert opened.report == out / "locked" / "report.html" and (out / "locked" / "evaluation.csv").exists()
     assert weights == {file: file.stat().st_mtime_ns for file in out.glob("jobs/*/model/weights.safetensors")}
+    page, notes = opened.report.read_text(), out / "locked" / "study.json"
+    assert "Locked test set, t1 to t2" in page and "2 subjects were kept apart from all folds" in page
+    today = json.loads(notes.read_text())["opened"]
+    assert f"2 locked cases, on {today[0]}" in page and "only the first was untouched" not in page
+    notes.write_text(json.dumps({**json.loads(notes.read_text()), "opened": ["2026-01-31"]}))
+    said: list[str] = []
+    again = run_study(path, out, open_locked=True, say=said.append)
+    assert any("was scored before, on 2026-01-31" in line for line in said)
+    assert f"on 2026-01-31 and {today[0]}: only the first was untouched" in again.report.read_text()
     with pytest.raises(ChiasmError, match="has no locked test set"):
         study(study_file(tmp_path, tmp_path / "data"), out, open_locked=True)
 

@@ -123,6 +123,13 @@ def test_the_models_are_three_by_default_where_weights_that_ship_fit(toy_cohort:
     assert number("tiny", models="2") == 2
 
 
+def test_folds_by_site_are_asked_for_as_in_a_study() -> None:
+    one = RecipeOptions(["t1"], "t2", folds="site", fold=1).recipe(ReadingOptions(), Selection()).split
+    assert (one.by, one.folds, one.fold, one.models) == ("site", "auto", 1, 1)
+    with pytest.raises(RecipeError, match="folds"):
+        RecipeOptions(["t1"], "t2", folds="sites").recipe(ReadingOptions(), Selection())
+
+
 def test_a_plan_of_several_models_names_their_planes_and_is_gone_on_with(
     toy_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,7 +220,7 @@ class RecipeOptions:
         typer.Option(
             "--folds",
             help="Folds by subject, of which one is the test set: 5 test a fifth, 1 nobody; auto, the default of one "
-            "model: 5, or one subject each of fewer than 10.",
+            "model: 5, or one subject each of fewer than 10; site: each tests one site.",
             rich_help_panel="Run",
         ),
     ] = None
@@ -256,7 +256,8 @@ class RecipeOptions:
             "data.task": self.task,
             "data.registration": self.register,
             "split.fold": self.fold or 0,
-            "split.folds": self.folds or "auto",
+            "split.folds": "auto" if self.folds in (None, "site") else self.folds,
+            "split.by": "site" if self.folds == "site" else "subject",
             "split.models": self.models or ("auto" if self._leaves_split_open() else 1),
             "training.seed": self.seed,
         }

@@ -81,6 +81,7 @@ class CasePage:
         scale: What one `unit` is in the numbers of `real`, `synthetic` and `expected_error`.
         source_name: What the source is, such as "t1".
         target_name: What real and synthetic are, such as "t2" or "ct".
+        made_by: Which training made the synthetic image, in words.
         scores: This case against the cohort, see `against_cohort`.
         warnings: Sentences that a reader must see first.
         report: Relative address of the report, or None.
@@ -108,6 +109,7 @@ class CasePage:
     scale: float = 1.0
     source_name: str = ""
     target_name: str = ""
+    made_by: str = ""
     scores: Sequence[CaseScore] = ()
     warnings: Sequence[str] = ()
     report: str | None = None
@@ -192,7 +194,7 @@ def pack_page(page: CasePage) -> PackedPage:
     facts: dict[str, Any] = {
         "kind": "case",
         "title": page.title,
-        "asked": "",
+        "asked": page.made_by,
         "case": page.case,
         "warnings": list(page.warnings),
         "report": page.report,

@@ -17,6 +17,7 @@ from chiasm.storage import read_log
 
 MOST_POINTS = 200  # of a drawn curve; longer ones are averaged in blocks
 HEALTHY_ACCURACY = (0.55, 0.97)  # below, a discriminator knows nothing; above, everything
+LEAST_USEFUL = 0.2  # rank correlation with the error, below which a map is of little use
 FLAT_RATIO = 0.05  # a lesion:healthy weight ratio within 1 +- this is no attention
 MOST_CLOSED = 0.1  # share of the steps with attention, above which a closed health gate is worth a remark
 
@@ -239,6 +240,8 @@ def _describe_difficulty(rho: float) -> Remark:
         return Remark(
             "bad", f"The local discriminator does not find the errors, so the attention weighs wrong voxels {shown}."
         )
+    if rho < LEAST_USEFUL:
+        return Remark("mixed", f"The local discriminator hardly finds the errors {shown}.")
     return Remark("good", f"The local discriminator finds the errors: its difficulty map is higher there {shown}.")
 
 

@@ -13,6 +13,7 @@ from chiasm.errors import CohortError
 from chiasm.evaluation.loading import EvaluationCase, PredictionFolder, load_case
 from chiasm.evaluation.rows import Row
 from chiasm.evaluation.scoring import reporting_unit
+from chiasm.methods import title_of
 from chiasm.outputs import refuse_links
 from chiasm.prediction.manifest import Entry
 from chiasm.reports.case_page import Address, CasePage, PackedPage, finish_page, pack_page
@@ -191,6 +192,7 @@ def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) ->
     plan = assessed.plan
     unit, scale = reporting_unit(plan)
     low, high = plan.target_range
+    its = assessed.manifest
     return CasePage(
         case=loaded.case.id,
         title=f"{loaded.case.id}: {' + '.join(plan.sources)} to {plan.target}",
@@ -206,6 +208,7 @@ def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) ->
         scale=scale,
         source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
         target_name=plan.target,
+        made_by=f"Synthetic image by {title_of(its.method)}, fold {its.fold}, seed {its.seed}",
         warnings=loaded.entry.warnings,
         report="../report.html",
         whole=whole,

@@ -309,8 +309,18 @@ def name_some(names: Sequence[str], most: int) -> str:
 
 
 def as_text(facts: Mapping[str, object]) -> dict[str, str]:
-    """Show the values of a data sheet as words."""
-    return {name: str(value) for name, value in facts.items()}
+    """Show the values of a data sheet as words, those of a section one by one, without what is None.
+
+    >>> as_text({"seeds": [0, 1], "phantom": {"subjects": 8, "seed": None}})
+    {'seeds': '0, 1', 'phantom.subjects': '8'}
+    """
+    words: dict[str, str] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            words |= as_text({f"{name}.{inner}": one for inner, one in value.items()})
+        elif value is not None:
+            words[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return words
 
 
 def recipe_facts(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -59,6 +59,7 @@ class StudyNotes(Section):
         hours: Of computing, all together.
         failed: Failures, in sentences.
         remarks: Warnings on the scores.
+        opened: Days on which the locked test set was scored, of its own notes.
     """
 
     study: Study
@@ -68,6 +69,7 @@ class StudyNotes(Section):
     hours: Annotated[float, Field(ge=0)]
     failed: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
 
     @property
     def subjects(self) -> dict[str, str]:
@@ -94,9 +96,17 @@ def is_study(folder: Path) -> bool:
 
 
 def notes_of(
-    study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[JobOutcome], *, opened: bool
+    study: Study, cohort: Cohort, jobs: Sequence[Job], failed: Sequence[JobOutcome], *, opened: Sequence[str]
 ) -> dict[str, Any]:
-    """Collect what a study's page needs beside its scores."""
+    """Collect what a study's page needs beside its scores.
+
+    Args:
+        study: The study file, resolved.
+        cohort: All cases.
+        jobs: All jobs.
+        failed: Those that failed.
+        opened: Days on which the locked test set was scored; none for the page of the study itself.
+    """
     arms = [job for job in jobs if job.kind == "arm" and job.is_done]
     return {
         "study": study.model_dump(mode="json", by_alias=True),
@@ -105,8 +115,18 @@ def notes_of(
         "jobs": list(map(_job_facts, arms)),
         "hours": round(sum(job.seconds for job in jobs) / 3600, 2),
         "failed": [f"failed: {outcome.name}: {outcome.error}" for outcome in failed],
-        "remarks": _sentences(_read_all(scored_folders(arms, opened=opened))),
+        "remarks": _sentences(_read_all(scored_folders(arms, opened=bool(opened)))),
+        **({"opened": list(opened)} if opened else {}),
     }
+
+
+def days_opened(folder: Path) -> tuple[str, ...]:
+    """Return the days on which a locked test set was scored; none where it never was.
+
+    Args:
+        folder: Of its scores.
+    """
+    return read_notes(folder).opened if (folder / NOTES).is_file() else ()
 
 
 def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:

@@ -6,6 +6,7 @@ A study writes `evaluation.csv` with every score of every job, `statistics.csv` 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -25,7 +26,7 @@ from chiasm.reports.evaluation_folder import PAGE_FILES
 from chiasm.runners import Lost, Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, write_json
 from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, JobKind, find_cases, list_jobs
-from chiasm.studies.notes import FILES, FOLDERS, NOTES, is_study, notes_of, scored_folders
+from chiasm.studies.notes import FILES, FOLDERS, NOTES, days_opened, is_study, notes_of, scored_folders
 from chiasm.studies.study_file import Phantom, Study, data_folder, read_study, reference_folder
 from chiasm.studies.study_report import MAPS, Done, write_study_report
 from chiasm.studies.work import LOCKED, JobOutcome, JobTerms, simulate, work
@@ -73,6 +74,10 @@ def run_study(
         _check_folder(out, study)
         jobs, cohort = _prepare(study, out, say)
         say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
+        if opened and (days := days_opened(out / LOCKED[0])):
+            say(
+                f"the locked test set was scored before, on {' and '.join(days)}: what is chosen since then has seen it"
+            )
         todo = _Work(jobs, study, out, say, progress, opened=opened, trust=named_classes(trust))
         failed = todo.do_all(run)
         folder = _write_scores(todo, cohort, failed)
@@ -98,7 +103,8 @@ def _write_scores(done: _Work, cohort: Cohort, failed: Sequence[JobOutcome]) -> 
         first = f"; the first: {failed[0].error}" if failed else ""
         raise CohortError(f"no job of the study could be finished{first}", path=done.out, reason="no-jobs")
     folder = done.out / LOCKED[0] if done.opened else done.out
-    notes = notes_of(done.study, cohort, done.jobs, failed, opened=done.opened)
+    days = (*days_opened(folder), time.strftime("%Y-%m-%d")) if done.opened else ()
+    notes = notes_of(done.study, cohort, done.jobs, failed, opened=tuple(dict.fromkeys(days)))
     write_json(folder / NOTES, notes)  # first: it is the mark
     write_evaluation(folder, rows)
     if assessed := collect(done.jobs, kind="expected_error"):

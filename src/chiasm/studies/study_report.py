@@ -28,6 +28,7 @@ from chiasm.evaluation.statistics import (
 )
 from chiasm.locks import locked
 from chiasm.metrics.radiotherapy import TISSUES_HU
+from chiasm.names import amount
 from chiasm.reports.curves import read_history
 from chiasm.reports.evaluation import report_evaluation
 from chiasm.reports.evaluation_cases import PAGES, CasePages, predicted_cases, write_cases
@@ -85,7 +86,8 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
     shown = _shown_training(notes)
     links, panes = _show_cases(notes, rows, folder, CasePages(pages, whole))
     found = Findings(
-        title=f"{' + '.join(study.sources)} to {study.target}: {', '.join(study.arms)}",
+        title=f"{'Locked test set, ' * (folder.name in LOCKED)}{' + '.join(study.sources)} to {study.target}: "
+        f"{', '.join(study.arms)}",
         rows=rows,
         comparisons=comparisons,
         summaries=summaries,
@@ -96,7 +98,9 @@ def write_study_report(folder: Path, *, pages: int = PAGES, whole: bool = False)
         baseline_maps=_read_map_scores(root),
         facts=_facts(notes, root, root / shown.folder, rows),
         warnings=_warnings(notes, rows, root),
-        paragraph=_methods(study, len(notes.people(cases_of(rows))), _fold_facts(notes, root)),
+        paragraph=_methods(
+            study, len(notes.people(cases_of(rows))), _fold_facts(notes, root), _locked_people(notes, root)
+        ),
         cases=links,
         panes=panes,
         own_units=study.own_units,
@@ -230,6 +234,8 @@ def _warnings(notes: StudyNotes, rows: Sequence[Row], root: Path) -> list[str]:
     """Return the warnings of the page: failures, few subjects, and trainings with warnings of the health check."""
     people = notes.people(cases_of(rows))
     warnings = [*notes.failed, *notes.remarks]
+    if len(notes.opened) > 1:
+        warnings.append(f"the locked test set was scored on {' and '.join(notes.opened)}: only the first was untouched")
     if left := _left_out(notes, rows):
         warnings.append(f"left out, for reasons that chiasm inspect shows: {', '.join(left)}")
     if len(people) < FEWEST:
@@ -281,9 +287,10 @@ def _last_warning(log: Path) -> list[str]:
 
 def _facts(notes: StudyNotes, root: Path, run: Path, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
     """Collect the data sheet: cohort, folds, study file, recipe and machine of one training."""
-    cases = {row.case: row.fold for row in rows}
-    counts = Counter(cases.values())
-    scored = {f"fold {fold}, scored": f"{count} test cases" for fold, count in sorted(counts.items())}
+    cases = dict.fromkeys(row.case for row in rows)
+    counts = Counter(fold for _, fold in {(row.case, row.fold) for row in rows})
+    kind = f"locked cases, on {' and '.join(notes.opened)}" if notes.opened else "test cases"
+    scored = {f"fold {fold}, scored": f"{count} {kind}" for fold, count in sorted(counts.items())}
     return {
         "Cohort": _cohort_facts([notes.cases[name] for name in cases], _toml(run / "plan.toml")),
         "Folds": {"assignment": _folds_in_words(notes.study), **_fold_facts(notes, root), **scored},
@@ -327,13 +334,14 @@ SHARED_WARM_UP = ", all arms of a fold and seed branching from one shared warm-u
 HELD_AGAINST = {"held": "of the same patients as if they had not moved", "folder": "of another folder"}
 
 
-def _methods(study: Study, people: int, folds: Mapping[str, str]) -> str:
+def _methods(study: Study, people: int, folds: Mapping[str, str], locked_people: int) -> str:
     """Write a paragraph for the methods section of a paper.
 
     Args:
         study: What was asked for.
         people: Number of scored subjects.
         folds: Each fold and its subjects, in words.
+        locked_people: Number of subjects in the locked test set.
     """
     counted = f" ({'; '.join(f'{fold}: {subjects}' for fold, subjects in folds.items())})" if folds else ""
     arms = "; ".join(f"{arm}: {described}" for arm, described in study.in_words.items())
@@ -343,7 +351,7 @@ def _methods(study: Study, people: int, folds: Mapping[str, str]) -> str:
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
         f"Methods were compared in {_folds_in_words(study)}{counted} ({people} subjects scored) with "
-        f"{len(study.seeds)} seeds{shared} ({study.size} networks, {steps} steps).{_locked_in_words(study)} "
+        f"{len(study.seeds)} seeds{shared} ({study.size} networks, {steps} steps).{_locked_in_words(locked_people)} "
         f"Arms: {arms}. "
         f"Splits, intensity statistics and calibrations used training and validation cases only. "
         f"{_reference_in_words(study)}"
@@ -359,9 +367,18 @@ def _folds_in_words(study: Study) -> str:
     return "leaving one site out" if study.folds == "site" else f"{study.folds}-fold cross-validation by subject"
 
 
-def _locked_in_words(study: Study) -> str:
+def _locked_people(notes: StudyNotes, root: Path) -> int:
+    """Count the subjects of the locked test set, as the first training that is still there has them."""
+    paths = (root / job.folder / "splits.json" for job in notes.jobs)
+    locked_cases = next((read_splits(path).split.locked for path in paths if path.is_file()), ())
+    return len(notes.people(name for name in locked_cases if name in notes.cases))
+
+
+def _locked_in_words(people: int) -> str:
     """State how many subjects were locked, if any."""
-    return f" {100 * study.locked:.0f} % of the subjects were kept apart from all folds." if study.locked else ""
+    return (
+        f" {amount(people, 'subject')} {'was' if people == 1 else 'were'} kept apart from all folds." if people else ""
+    )
 
 
 def _declared_in_words(study: Study) -> str:

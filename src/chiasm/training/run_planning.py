@@ -285,7 +285,10 @@ def plan_cases(
     split = _split_cases(examined.cohort, recipe)
     paired = paired_names(recipe, split)
     check_same_split(folder / "splits.json", split)
-    say("split by subject: " + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role))))
+    say(
+        f"split by {recipe.split.by}: "
+        + ", ".join(f"{len(names)} {role}" for role in ROLES if (names := getattr(split, role)))
+    )
     if recipe.split.folds == "auto" and split.test:
         say(_describe_held_out(split))
     lone = _find_unpaired(found, recipe, split, examined, say)
