@@ -6,18 +6,24 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import chiasm
+from chiasm import bids
 from chiasm.bids import derive_group, derive_participants
 from chiasm.cli import make_app
+from chiasm.cohorts.completed import sidecar_of
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.prediction.folders import Predicted, predict
 from chiasm.volumes import read_volume
+from chiasm.volumes.masks import Rule
 from conftest import Sibling
 
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
@@ -62,12 +68,28 @@ def derived(raw: Path, finished_run: Path, tmp_path_factory: pytest.TempPathFact
 def test_each_image_names_its_sources_and_its_model(derived: Path, raw: Path) -> None:
     image = derived / "sub-01" / IMAGE.format("sub-01_acq-mprage")
     about = json.loads(image.with_name(image.name.replace(".nii.gz", ".json")).read_text())
-    assert about["Sources"] == ["bids::sub-01/anat/sub-01_acq-mprage_T1w.nii.gz"]
+    assert about["Sources"] == ["bids:raw:sub-01/anat/sub-01_acq-mprage_T1w.nii.gz"]
+    links = json.loads((derived / "dataset_description.json").read_text())["DatasetLinks"]
+    assert links == {"raw": raw.resolve().as_uri()}
     assert about["SyntheticData"] == "YES" and len(about["Model"]["Sha256"]) == 64 and about["SkullStripped"] is True
     predicted = read_volume(derived / "predictions" / "sub-01" / "sub-01_t2.nii.gz")
     np.testing.assert_array_equal(read_volume(image).array, predicted.array)
     assert image.with_name("sub-01_acq-mprage_desc-expectederror_T2w.nii.gz").is_file()
     assert image.with_name("sub-01_acq-mprage_desc-synthetic_mask.nii.gz").is_file()
+
+
+@pytest.mark.parametrize(("rule", "stripped"), [("given", True), ("body", False)])
+def test_a_scan_that_is_empty_outside_a_given_mask_is_stripped(
+    rule: Rule, stripped: bool, raw: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found_by(*asked: Any, **options: Any) -> Predicted:
+        made = predict(*asked, **options)
+        entries = tuple(replace(entry, mask_rule=rule) for entry in made.manifest.cases)
+        return replace(made, manifest=replace(made.manifest, cases=entries))
+
+    monkeypatch.setattr(bids, "predict", found_by)
+    (image,) = derive_participants(raw, tmp_path / "out", finished_run, labels=["01"]).files
+    assert json.loads(sidecar_of(image).read_text())["SkullStripped"] is stripped
 
 
 def test_the_validator_of_bids_finds_no_error(derived: Path) -> None:

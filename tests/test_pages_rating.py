@@ -105,7 +105,7 @@ def test_the_file_of_a_rater_who_answered_gives_the_known_result(
     told = capsys.readouterr().out
     assert "anna took 33 % of 6 images of dual-attention (A7) for real (95 % interval 10 % to 70 %, Wilson)" in told
     assert "anna took 0 % of 6 images of l2 (A1) for real" in told
-    assert "anna was right in 83 % of 12 images, half of them real and half of dual-attention (A7)" in told
+    assert "anna answered right in 83 % of 12 images, half of them real and half of dual-attention (A7)" in told
     assert "Mean quality of 6 images of l2 (A1) is 2.00 of 5" in told
     # six differences of one sign: 2 in 64; of three tests the first is multiplied by 3
     assert "Quality of l2 (A1) minus dual-attention (A7) is -1.00 over 6 subjects" in told

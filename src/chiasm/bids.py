@@ -11,19 +11,24 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from chiasm import __version__
 from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.completed import sidecar_of
 from chiasm.cohorts.discovery import find_cohort
+from chiasm.cohorts.images import read_case_image
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.prediction.folders import Predicted, load_models, predict
 from chiasm.prediction.manifest import FILE, NOTICE, Entry
 from chiasm.progress import Progress, counted
 from chiasm.reports.evaluation import Scored, evaluate
 from chiasm.storage import copy_file, write_json, write_text
+from chiasm.volumes import read_volume
 
 PREDICTIONS, EVALUATION = "predictions", "evaluation"  # folders that BIDS does not know, in `.bidsignore`
 BIDS_VERSION = "1.10.0"
+RAW = "raw"  # what addresses of sources call the dataset that they lie in
 #: Suffix of BIDS by modality; BIDS has none for CT.
 SUFFIXES: Mapping[str, str] = {"t1": "T1w", "t2": "T2w", "flair": "FLAIR", "pd": "PDw"}
 
@@ -159,10 +164,19 @@ def _describe(out: Path, folder: Path) -> None:
             "DatasetType": "derivative",
             "GeneratedBy": [{"Name": "chiasm", "Version": __version__}],
             "SourceDatasets": [{"URL": folder.resolve().as_uri()}],
+            "DatasetLinks": {RAW: folder.resolve().as_uri()},
         },
     )
     write_text(out / ".bidsignore", f"{PREDICTIONS}\n{EVALUATION}\n")
     write_text(out / "README", f"{NOTICE} Each image's JSON names its sources and its model.\n")
+
+
+def _is_cut_out(case: Case, entry: Entry, made: Predicted) -> bool:
+    """Return whether a source is constant outside the mask that was given with it, so that brains are cut out."""
+    assert entry.mask is not None
+    outside = read_volume(made.folder / entry.mask, labels=True).array == 0
+    around = read_case_image(case, made.manifest.sources[0]).array[outside]
+    return around.size > 0 and float(np.ptp(around)) == 0.0
 
 
 def _derive(entry: Entry, case: Case, made: Predicted, suffix: str, folder: Path, out: Path) -> Path:
@@ -170,10 +184,11 @@ def _derive(entry: Entry, case: Case, made: Predicted, suffix: str, folder: Path
     first = case.images[made.manifest.sources[0]]
     entities = re.sub(r"_[A-Za-z0-9]+$", "", volume_stem(first.name) or case.id)
     place = out.joinpath(*filter(None, _labels(case)), "anat")
-    sources = [f"bids::{case.images[name].relative_to(folder).as_posix()}" for name in made.manifest.sources]
+    sources = [f"bids:{RAW}:{case.images[name].relative_to(folder).as_posix()}" for name in made.manifest.sources]
     about = {
         "Sources": sources,
-        "SkullStripped": entry.mask_rule == "nonzero",
+        "SkullStripped": entry.mask_rule == "nonzero"
+        or (entry.mask_rule == "given" and _is_cut_out(case, entry, made)),
         "SyntheticData": "YES",
         "Model": {"Method": made.manifest.method, "Sha256": made.manifest.sha256, "Software": f"chiasm {__version__}"},
     }

@@ -396,7 +396,7 @@ def _say_taken(one: Finding) -> str:
 
 
 def _say_recognised(one: Finding) -> str:
-    right = f"{one.rater} was right in {_percent(one.value)} of {one.images} images"
+    right = f"{one.rater} answered right in {_percent(one.value)} of {one.images} images"
     return f"{right}, half of them real and half of {title_of(one.method)}{_aside(one, _percent)}; chance is 50 %."
 
 

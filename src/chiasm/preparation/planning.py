@@ -446,8 +446,7 @@ def _choose_kind(recipe: Recipe, seen: Fingerprint, name: str, kinds: Mapping[st
     kind, table = choose_intensity(pairs, source_kind=kinds.get(name), target_kind=kinds.get(target))
     if not table:
         return kind, (
-            f"{kind}, since {len(pairs)} cases are too few to measure which kind makes cases agree "
-            f"({FEWEST_CASES} are needed)"
+            f"{kind}, since it takes {FEWEST_CASES} cases to measure which kind makes cases agree (found {len(pairs)})"
         )
     shown = ", ".join(f"{one} {r2:.2f}" for one, r2 in sorted(table.items(), key=lambda row: -row[1]))
     return kind, f"{kind} makes the training cases agree best; R2 of an unseen case by intensity alone: {shown}"
