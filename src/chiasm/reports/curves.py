@@ -161,9 +161,13 @@ def draw_curves(history: History) -> list[dict[str, str]]:
 
 
 def _drawable(history: History, panel: Panel) -> dict[str, Points]:
-    """Collect the curves of a panel that have two points or more, by their labels."""
+    """Collect the curves of a panel that have two points or more, by their labels; none of a loss that is not used."""
     found = {label: collect_points(history, curve) for label, curve in panel.curves.items()}
-    return {label: points for label, points in found.items() if len(points) > 1}
+    return {
+        label: points
+        for label, points in found.items()
+        if len(points) > 1 and (panel is OF_ATTENTION or points[:, 1].any())
+    }
 
 
 def collect_points(history: History, curve: Curve) -> Points:

@@ -152,7 +152,7 @@ def list_sections(page: EvaluationPage) -> list[PageSection]:
             draw_expected_error(page.gallery),
             "No case has both an expected-error map and a real image, so the map cannot be checked.",
         ),
-        PageSection("training", "Training", "Training, and the health of both discriminators", training),
+        PageSection("training", "Training", "How the training went", training),
         PageSection("sheet", "Data sheet", "Data sheet", page.facts, NO_FACTS),
         PageSection(
             "conventions",

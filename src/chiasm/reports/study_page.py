@@ -166,7 +166,7 @@ def list_sections(found: Findings) -> list[PageSection]:
         PageSection("tests", "Tests", "Comparisons and tests", differences, "There are no two methods to compare."),
         PageSection("lesions", "Lesions", "Lesion by lesion", lesions),
         PageSection("expected_error", "Expected error", "Does the map show where the error is?", expected_error),
-        PageSection("training", "Training", "Training, and the health of both discriminators", training),
+        PageSection("training", "Training", "How the training went", training),
         PageSection("cases", "Cases", "Case by case", _show_cases(found), "No pages of single cases were made."),
         PageSection("methods", "Methods", "A paragraph for your methods section", found.paragraph),
         PageSection("sheet", "Data sheet", "Data sheet", sheet),
