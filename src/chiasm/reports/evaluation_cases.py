@@ -187,6 +187,12 @@ def _beside(cases: Sequence[str], index: int) -> Address | None:
     return (f"{cases[index]}.html", cases[index]) if 0 <= index < len(cases) else None
 
 
+def _name_source(sources: Sequence[str], lacking: Collection[str]) -> str:
+    """Name the source that a page shows, the first, and say which others there are, and whether it is real."""
+    others = f"; {' and '.join(sources[1:])} not shown" if len(sources) > 1 else ""
+    return f"{sources[0]}{others}{', not in the reference' if sources[0] in lacking else ''}"
+
+
 def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) -> CasePage:
     """Collect what a case's own page shows."""
     plan = assessed.plan
@@ -206,7 +212,7 @@ def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) ->
         unit=unit,
         window=(low / scale, high / scale),
         scale=scale,
-        source_name=f"{plan.sources[0]}{', not in the reference' if plan.sources[0] in loaded.lacks else ''}",
+        source_name=_name_source(plan.sources, loaded.lacks),
         target_name=plan.target,
         made_by=f"Synthetic image by {title_of(its.method)}, fold {its.fold}, seed {its.seed}",
         warnings=loaded.entry.warnings,

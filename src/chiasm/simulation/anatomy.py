@@ -386,10 +386,10 @@ def stripped_mask(brain: NDArray[np.bool_], rng: np.random.Generator, spacing_mm
     """Add the errors of skull-strippers to a brain mask: too tight or too loose by a millimetre or two."""
     from scipy import ndimage
 
-    width = 4.0
+    width, farthest = 4.0, 0.02  # of the smoothed brain: some 8 mm outside; below 0 all that is far away would belong
     smooth = ndimage.gaussian_filter(brain.astype(np.float32), width / spacing_mm)
     beyond_mm = rng.normal(0.6, 1.1) + 1.2 * smooth_noise(rng, brain.shape, 10 / spacing_mm)
-    return np.asarray(smooth > 0.5 - beyond_mm / (np.sqrt(2 * np.pi) * width))
+    return np.asarray(smooth > np.maximum(0.5 - beyond_mm / (np.sqrt(2 * np.pi) * width), farthest))
 
 
 def head_mask(fractions: Array) -> NDArray[np.bool_]:

@@ -350,8 +350,9 @@ def _methods(study: Study, people: int, folds: Mapping[str, str], locked_people:
     shared = SHARED_WARM_UP if study.warmup == "shared" else ""
     return (
         f"{study.target} was synthesised from {' and '.join(study.sources)} with chiasm {__version__} in {data}. "
-        f"Methods were compared in {_folds_in_words(study)}{counted} ({people} subjects scored) with "
-        f"{len(study.seeds)} seeds{shared} ({study.size} networks, {steps} steps).{_locked_in_words(locked_people)} "
+        f"Methods were compared {'by' if study.folds == 'site' else 'in'} {_folds_in_words(study)}{counted} "
+        f"({amount(people, 'subject')} scored) with {amount(len(study.seeds), 'seed')}{shared} "
+        f"({study.size} networks, {steps} steps).{_locked_in_words(locked_people)} "
         f"Arms: {arms}. "
         f"Splits, intensity statistics and calibrations used training and validation cases only. "
         f"{_reference_in_words(study)}"
