@@ -63,13 +63,13 @@ def train(
         selection: Which DICOM series are taken, and which marked images.
         minutes: A time that the steps of all models are to fit into.
         announce: Called with what was planned for a model, before anything is prepared.
-        threads: Of the CPU, as for `train`.
+        threads: Of the CPU; where nobody says it, OMP_NUM_THREADS does, or a short measurement, which is reported.
 
     Returns:
         The run; of several models its plan and split are those of the first.
 
     Raises:
-        ChiasmError: As `train`, or if there are fewer subjects than models.
+        ChiasmError: If the data, the recipe or the folder cannot be used, or there are fewer subjects than models.
         Interrupted: If the run was asked to stop.
     """
     recipe, data = resolve_models(data, recipe, folder, layout, selection)
