@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import time
 import zipfile
@@ -67,7 +68,8 @@ class Client:
 
     def stored(self) -> list[Path]:
         """Whatever the server keeps of scans."""
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+        places = os.walk(self.folder)  # which passes over a folder that vanishes meanwhile
+        return sorted(Path(place, name) for place, _, names in places for name in names)
 
 
 def read_all(line: socket.socket) -> bytes:

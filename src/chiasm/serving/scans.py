@@ -17,6 +17,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import MODALITIES, Case
+from chiasm.cohorts.dicom_modalities import other_modality
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.folder_notes import MARKS
 from chiasm.cohorts.images import read_image
@@ -204,14 +205,16 @@ def _find(path: Path, sources: Sequence[str], selection: Selection) -> Case:
 
 def _unclear(path: Path, sources: Sequence[str], error: CohortError) -> CohortError:
     """Describe an archive in which the sources were not found, and how to choose, without descriptions of series."""
-    series = [one.described() for one in scan_series(path).series if one.images]
+    series = [one for one in scan_series(path).series if one.images]
     if not series:
         return CohortError("holds no DICOM series", path=path, reason=error.reason, hint=FOR_ARCHIVES)
+    if len(series) == 1 and other_modality(series[0], sources[0]):
+        return _other_modality(path, sources[0], series[0].modality)
     return CohortError(
         f"does not show which series is the {' and which is the '.join(sources)}",
         path=path,
         reason="several-series",
-        found="; ".join(series),
+        found="; ".join(one.described() for one in series),
         hint=f"Name it in the field series, such as {sources[0]}=2: by its number, or by words of its description.",
     )
 
@@ -223,16 +226,24 @@ def _check_modalities(case: Case) -> None:
         CohortError: If a series is of the other modality.
     """
     for name, place in case.images.items():
-        expected = "CT" if name in ("ct", "cbct") else "MR"
         found = pick_series(place).modality
-        if name in MODALITIES and found != expected:
-            raise CohortError(
-                f"is no {name}",
-                path=place,
-                reason="modality",
-                found=f"modality {found}",
-                expected=f"modality {expected}",
-            )
+        if name in MODALITIES and found != _expected(name):
+            raise _other_modality(place, name, found)
+
+
+def _expected(source: str) -> str:
+    return "CT" if source in ("ct", "cbct") else "MR"
+
+
+def _other_modality(place: Path, source: str, found: str) -> CohortError:
+    """Say that a series is of another modality than a source."""
+    return CohortError(
+        f"is no {source}",
+        path=place,
+        reason="modality",
+        found=f"modality {found}",
+        expected=f"modality {_expected(source)}",
+    )
 
 
 def _follow(report: Report, predictor: Predictor) -> Callable[[int, int], None]:
