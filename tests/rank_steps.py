@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from chiasm.errors import ChiasmError, RecipeError
 from chiasm.on_demand import OnDemand
 from chiasm.training import ranks
 from chiasm.training.learner import Learner
@@ -46,12 +47,26 @@ def write_threads(folder: Path, devices: int) -> None:
     (folder / f"threads-{devices}-{os.environ.get('LOCAL_RANK', '0')}.txt").write_text("\n".join(names))
 
 
+def refusal() -> str:
+    """Name the error that this process hears of where the first one refuses a training."""
+
+    def refuse() -> None:
+        raise RecipeError("refused")
+
+    try:
+        ranks.from_first(refuse)
+    except ChiasmError as error:
+        return type(error).__name__
+    return ""
+
+
 def main(folder: Path, devices: int, methods: list[str]) -> None:
     """Write the gradients of the first step, the weights after all of them, and what the run knows then."""
     fabric = make_fabric(small(methods[0], {**CHANGES, "training.devices": devices}))
     ranks.launch(fabric)
     made_by = ranks.from_first(lambda: OnDemand({"first": partial(int, ranks.rank())}, most=1))
     (folder / f"made-by-{devices}-{ranks.rank()}.txt").write_text(str(made_by[0]))
+    (folder / f"refusal-{devices}-{ranks.rank()}.txt").write_text(refusal())
     for method in methods:
         asked = small(method, {**CHANGES, "training.devices": devices})
         one = Learner(asked, PLANS.get(method, plan_of()), [textured_case(seed) for seed in range(2)], fabric)

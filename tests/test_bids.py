@@ -22,7 +22,7 @@ from chiasm.cohorts.completed import sidecar_of
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError
 from chiasm.prediction.folders import Predicted, predict
-from chiasm.volumes import read_volume
+from chiasm.volumes import read_volume, write_volume
 from chiasm.volumes.masks import Rule
 from conftest import Sibling
 
@@ -88,7 +88,13 @@ def test_a_scan_that_is_empty_outside_a_given_mask_is_stripped(
         return replace(made, manifest=replace(made.manifest, cases=entries))
 
     monkeypatch.setattr(bids, "predict", found_by)
-    (image,) = derive_participants(raw, tmp_path / "out", finished_run, labels=["01"]).files
+    data = tmp_path / "raw"
+    shutil.copytree(raw, data)
+    scan = read_volume(data / "sub-01" / "anat" / "sub-01_acq-mprage_T1w.nii.gz")
+    mask = data / "derivatives" / "masks" / "sub-01" / "anat" / "sub-01_acq-mprage_desc-brain_mask.nii.gz"
+    mask.parent.mkdir(parents=True)
+    write_volume(mask, (scan.array > 0).astype(np.uint8), scan.geometry, labels=True)
+    (image,) = derive_participants(data, tmp_path / "out", finished_run, labels=["01"]).files
     assert json.loads(sidecar_of(image).read_text())["SkullStripped"] is stripped
 
 

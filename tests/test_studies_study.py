@@ -515,7 +515,12 @@ def test_folds_by_site_test_one_site_each_and_sealed_cases_wait_until_they_are_o
     said: list[str] = []
     again = run_study(path, out, open_locked=True, say=said.append)
     assert any("was scored before, on 2026-01-31" in line for line in said)
+    assert "locked cases, on 2026-01-31<" in again.report.read_text()  # nothing was scored anew
+    next(out.glob("jobs/*/locked/evaluation.csv")).unlink()
+    again = study(path, out, open_locked=True)
     assert f"on 2026-01-31 and {today[0]}: only the first was untouched" in again.report.read_text()
+    notes.write_text("damaged")
+    assert "on a day that was not noted<" in study(path, out, open_locked=True).report.read_text()
     with pytest.raises(ChiasmError, match="has no locked test set"):
         study(study_file(tmp_path, tmp_path / "data"), out, open_locked=True)
 

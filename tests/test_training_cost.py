@@ -126,6 +126,12 @@ def test_time_follows_steps_patch_width_batch_and_dims(even_speed: None) -> None
     assert forecast(channels=9).seconds_per_step > base.seconds_per_step
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_training_for_another_machine_is_planned_here() -> None:
+    elsewhere = (ask(training__accelerator="cuda"), ask(training__precision="16-mixed"))
+    assert all(forecast(recipe).seconds_per_step > 0 for recipe in elsewhere)
+
+
 def test_ranks_are_channels_and_a_second_stage_costs(even_speed: None) -> None:
     ranked = estimate_cost(ask(), plan_of(patch=(64, 64), histogram=True, input_mean=(0.0, 0.0), input_sd=(1.0, 1.0)))
     assert ranked.seconds_per_step > forecast().seconds_per_step

@@ -69,6 +69,11 @@ def test_what_the_first_process_makes_is_given_to_all_and_made_by_nobody_else(le
     assert [(learnt / f"made-by-{process}.txt").read_text() for process in ("1-0", "2-0", "2-1")] == ["0", "0", "0"]
 
 
+def test_where_the_first_process_refuses_the_others_hear_of_it_and_mix_nothing_up(learnt: Path) -> None:
+    heard = [(learnt / f"refusal-{process}.txt").read_text() for process in ("1-0", "2-0", "2-1")]
+    assert heard == ["RecipeError", "RecipeError", "ProcessEnded"]
+
+
 def test_a_process_whose_partner_ended_says_so_in_a_sentence(learnt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (learnt / "went-on.txt").exists()
     with (

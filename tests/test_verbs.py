@@ -29,8 +29,9 @@ def test_strings_stand_for_paths_and_one_thing_for_a_list_of_it() -> None:
         return places, words, pair
 
     call = accept_names(noted, "noted")
-    assert call("a", "b", pair=("c", Path("d"))) == ([Path("a")], ["b"], (Path("c"), Path("d")))
-    assert call([Path("a"), "b"], words=("c", "d")) == ([Path("a"), Path("b")], ("c", "d"), None)
+    assert call("a", "b", pair=("c", Path("d"))) == ((Path("a"),), ["b"], (Path("c"), Path("d")))
+    assert call([Path("a"), "b"], words=("c", "d")) == ((Path("a"), Path("b")), ("c", "d"), None)
+    assert fit({"a"}, "Sequence[Path]") == (Path("a"),) and fit(iter("ab"), "Sequence[Path]") == (Path("a"), Path("b"))
     assert fit(None, "Path | None") is None and fit("auto", "str") == "auto"
     with pytest.raises(TypeError, match="words"):
         call("a")

@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 
 from chiasm.errors import VolumeError
 from chiasm.evaluation.given_volumes import FolderPair, score_given
-from chiasm.volumes import read_volume
+from chiasm.volumes import read_volume, write_volume
 from chiasm.volumes.dicom_frames import DOSE
 from dicom_patients import rewrite, write_source
 
@@ -85,7 +85,10 @@ def test_doses_of_two_plans_are_given_as_files_of_dicom(tmp_path: Path) -> None:
     for folder in ("synthetic", "real"):
         (tmp_path / folder).mkdir()
         write_dose(tmp_path / folder / "P07.dcm")
-    work = [(SimpleNamespace(manifest=SimpleNamespace(fold=0, seed=0, method="A1")), SimpleNamespace(case="P07"))]
+        volume = read_volume(write_dose(tmp_path / folder / "P08.dcm"))
+        write_volume(tmp_path / folder / "P08.nii.gz", volume.array, volume.geometry)  # which goes first
+    its = SimpleNamespace(manifest=SimpleNamespace(fold=0, seed=0, method="A1"))
+    work = [(its, SimpleNamespace(case=case)) for case in ("P07", "P08")]
     rows, problems = score_given(
         FolderPair(tmp_path / "synthetic", tmp_path / "real"),
         work,  # type: ignore[arg-type]
@@ -93,4 +96,4 @@ def test_doses_of_two_plans_are_given_as_files_of_dicom(tmp_path: Path) -> None:
         kind="dose",
         convention="",
     )
-    assert [row.value for row in rows] == [100.0] and not problems
+    assert [row.value for row in rows] == [100.0, 100.0] and not problems

@@ -17,14 +17,13 @@ from chiasm import __version__
 from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.completed import sidecar_of
 from chiasm.cohorts.discovery import find_cohort
-from chiasm.cohorts.images import read_case_image
-from chiasm.errors import CohortError, RecipeError, RunError
+from chiasm.cohorts.images import read_case_image, read_case_labels
+from chiasm.errors import ChiasmError, CohortError, RecipeError, RunError
 from chiasm.prediction.folders import Predicted, load_models, predict
 from chiasm.prediction.manifest import FILE, NOTICE, Entry
 from chiasm.progress import Progress, counted
 from chiasm.reports.evaluation import Scored, evaluate
 from chiasm.storage import copy_file, write_json, write_text
-from chiasm.volumes import read_volume
 
 PREDICTIONS, EVALUATION = "predictions", "evaluation"  # folders that BIDS does not know, in `.bidsignore`
 BIDS_VERSION = "1.10.0"
@@ -171,11 +170,15 @@ def _describe(out: Path, folder: Path) -> None:
     write_text(out / "README", f"{NOTICE} Each image's JSON names its sources and its model.\n")
 
 
-def _is_cut_out(case: Case, entry: Entry, made: Predicted) -> bool:
-    """Return whether a source is constant outside the mask that was given with it, so that brains are cut out."""
-    assert entry.mask is not None
-    outside = read_volume(made.folder / entry.mask, labels=True).array == 0
-    around = read_case_image(case, made.manifest.sources[0]).array[outside]
+def _is_cut_out(case: Case, made: Predicted) -> bool:
+    """Return whether a source is constant outside the mask that lies beside it, as far as both can be read."""
+    if case.mask is None:
+        return False
+    try:
+        mask, source = read_case_labels(case, case.mask), read_case_image(case, made.manifest.sources[0])
+    except ChiasmError:  # the model's plan may read what these files leave open
+        return False
+    around = source.array[mask.array == 0] if source.array.shape == mask.array.shape else source.array[:0]
     return around.size > 0 and float(np.ptp(around)) == 0.0
 
 
@@ -187,8 +190,7 @@ def _derive(entry: Entry, case: Case, made: Predicted, suffix: str, folder: Path
     sources = [f"bids:{RAW}:{case.images[name].relative_to(folder).as_posix()}" for name in made.manifest.sources]
     about = {
         "Sources": sources,
-        "SkullStripped": entry.mask_rule == "nonzero"
-        or (entry.mask_rule == "given" and _is_cut_out(case, entry, made)),
+        "SkullStripped": entry.mask_rule == "nonzero" or (entry.mask_rule == "given" and _is_cut_out(case, made)),
         "SyntheticData": "YES",
         "Model": {"Method": made.manifest.method, "Sha256": made.manifest.sha256, "Software": f"chiasm {__version__}"},
     }

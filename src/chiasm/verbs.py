@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -44,10 +45,10 @@ def fit(value: object, annotation: str) -> object:
         value = [value]
     if "Path" not in annotation:
         return value
-    if isinstance(value, list | tuple):
-        return type(value)(map(_as_path, value))
-    return _as_path(value)
+    if isinstance(value, str | os.PathLike) or not isinstance(value, Iterable):
+        return _as_path(value)
+    return tuple(map(_as_path, value))
 
 
 def _as_path(value: object) -> object:
-    return Path(value) if isinstance(value, str) else value
+    return Path(value) if isinstance(value, str | os.PathLike) else value

@@ -270,6 +270,7 @@ def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, lis
 
 def _lone_scan(scans: Sequence[Series], modality: str | None) -> dict[str, list[Series]]:
     """Return a patient's only scan under the modality that `alone` names; never phase or a map."""
+    scans = [series for series in scans if not series.synthetic] or scans
     if modality is None or len({series.uid for series in scans}) != 1:
         return {}
     return {modality: [series for series in scans if not series.shows_no_contrast]}
@@ -305,7 +306,7 @@ def _unfit(series: Series, role: str, patient: Patient, selection: Selection) ->
     fault = series.fault
     if fault is not None and not (selection.reading.resample_tilt and fault.reason in MENDABLE):
         return Problem(patient.place, fault.reason, f"case {patient.id}, {role}: {fault}", patient.id, role)
-    if role not in selection.series and (other := other_modality(series, role)):
+    if role == selection.alone and role not in selection.series and (other := other_modality(series, role)):
         message = (
             f"case {patient.id}: series {series.choice} is {other} by its header, not {role}; "
             f"if it is {role}, choose it with --series {role}={series.choice}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,7 +91,8 @@ def _read(folder: Path, case: str, kind: str) -> Volume:
         RunError: If there is none, or several.
         VolumeError: If it cannot be read.
     """
-    found = [path for path in _files(folder) if _stem(path) == case] or list(_files(folder / case))
+    candidates = (find(folder, case) for find in (_volumes_of, _dicom_of))  # DICOM only where there is nothing else
+    found = next(filter(None, candidates), [])
     if len(found) != 1:
         raise RunError(
             f"holds {'several' if found else 'no'} {kind}{'s' if found else ''} of this case",
@@ -103,12 +104,18 @@ def _read(folder: Path, case: str, kind: str) -> Volume:
     return read_volume(found[0], labels=kind == "segmentation")
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the volumes of a folder, in order; none where there is no such folder."""
-    if folder.is_dir():
-        yield from (path for path in sorted(folder.iterdir()) if path.is_file() and _stem(path) is not None)
+def _volumes_of(folder: Path, case: str) -> list[Path]:
+    """List the volumes of a case: by its name, else in a folder of this name."""
+    named = [path for path in _files(folder) if volume_stem(path.name) == case]
+    return named or [path for path in _files(folder / case) if volume_stem(path.name) is not None]
 
 
-def _stem(path: Path) -> str | None:
-    """Return the name of a volume without its ending; None for other files."""
-    return path.stem if path.suffix.lower() == ".dcm" else volume_stem(path.name)
+def _dicom_of(folder: Path, case: str) -> list[Path]:
+    """List the DICOM files of a case likewise."""
+    single = [path for path in _files(folder) if path.name.lower() == f"{case.lower()}.dcm"]
+    return single or [path for path in _files(folder / case) if path.suffix.lower() == ".dcm"]
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files of a folder, in order; none where there is no such folder."""
+    return [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []

@@ -88,6 +88,15 @@ def pick_precision(precision: str, accelerator: str) -> Precision:
     return cast(Precision, precision)
 
 
+def has_precision(precision: str, accelerator: str) -> bool:
+    """Return whether this machine computes so; see `pick_precision`."""
+    try:
+        pick_precision(precision, accelerator)
+    except RecipeError:
+        return False
+    return True
+
+
 def _fastest_precision(on_cuda: bool) -> Precision:
     if on_cuda:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 
 from chiasm.cohorts.cases import MAPS, MODALITIES, Case, Cohort, Problem, role_of, unsafe_name, volume_stem
 from chiasm.cohorts.dicom_modalities import last_word
-from chiasm.cohorts.dicom_patients import Selection
+from chiasm.cohorts.dicom_patients import Selection, modality_at
 from chiasm.cohorts.discovery import find_cohort, select_cases, selection_of, volumes_below
 from chiasm.cohorts.folder_notes import MARKS
 from chiasm.cohorts.gathering import LOST, with_account
@@ -169,12 +170,16 @@ def as_volume(given: Volume | Path | str, source: str, reading: Reading) -> Volu
         reading: What to assume of a file.
 
     Raises:
-        CohortError: If the name of a file says that it is another modality.
+        CohortError: If the name or the header of a file says that it is another modality.
         VolumeError: If a file cannot be read, or a volume is empty or holds values that are not finite.
         TypeError: If it is neither.
     """
-    if isinstance(given, str | Path):
+    if isinstance(given, str | os.PathLike):
         _check_name(Path(given), source)
+        if other := modality_at(Path(given), source):
+            raise CohortError(
+                f"is {other} by its header, but the model takes {source}", path=Path(given), reason="other-modality"
+            )
         return read_image(Path(given), source, reading)
     if not isinstance(given, Volume):
         raise TypeError(

@@ -166,7 +166,7 @@ def _drawable(history: History, panel: Panel) -> dict[str, Points]:
     return {
         label: points
         for label, points in found.items()
-        if len(points) > 1 and (panel is OF_ATTENTION or points[:, 1].any())
+        if len(points) > 1 and (label != "adversarial" or points[:, 1].any())
     }
 
 

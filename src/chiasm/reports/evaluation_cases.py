@@ -199,6 +199,7 @@ def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) ->
     unit, scale = reporting_unit(plan)
     low, high = plan.target_range
     its = assessed.manifest
+    which = "" if its.models else f", fold {its.fold}, seed {its.seed}"
     return CasePage(
         case=loaded.case.id,
         title=f"{loaded.case.id}: {' + '.join(plan.sources)} to {plan.target}",
@@ -214,7 +215,7 @@ def _page(loaded: EvaluationCase, assessed: PredictionFolder, *, whole: bool) ->
         scale=scale,
         source_name=_name_source(plan.sources, loaded.lacks),
         target_name=plan.target,
-        made_by=f"Synthetic image by {title_of(its.method)}, fold {its.fold}, seed {its.seed}",
+        made_by=f"Synthetic image by {title_of(its.method)}{which}",
         warnings=loaded.entry.warnings,
         report="../report.html",
         whole=whole,

@@ -125,7 +125,9 @@ def register(
         write_json(out / RECORD, {**names, **asked})  # from here on the folder is this registration's
         image, covered, _ = lay_on(still.geometry, mobile, alignment)
         write_volume(out / "moved.nii.gz", image.array, still.geometry)
-        if not covered.all():
+        if covered.all():
+            (out / "known.nii.gz").unlink(missing_ok=True)
+        else:
             write_volume(out / "known.nii.gz", covered, still.geometry, labels=True)
         _write_maps(out, maps, alignment, still.geometry)
         _write_transform(out, alignment, still.geometry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ FILES = (
     *(f"{folder}/{name}.svg" for folder in PLOTS for name in ("plane", *PLOT_NAMES)),
 )
 FOLDERS = ("cases", "pictures", *PLOTS, "jobs", "expected-error", "reliability", *LOCKED)
+UNNOTED = "a day that was not noted"
 AGAIN = "Run the same chiasm study command again: it writes the file anew."
 
 
@@ -126,7 +128,11 @@ def days_opened(folder: Path) -> tuple[str, ...]:
     Args:
         folder: Of its scores.
     """
-    return read_notes(folder).opened if (folder / NOTES).is_file() else ()
+    if not (folder / NOTES).is_file():
+        return ()
+    with suppress(RunError):  # damaged notes are written anew
+        return read_notes(folder).opened or (UNNOTED,)
+    return (UNNOTED,)
 
 
 def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:

@@ -21,7 +21,7 @@ from chiasm.errors import RecipeError
 from chiasm.networks.foreign import is_own_class
 from chiasm.networks.shapes import without_memory
 from chiasm.networks.sparse_coding import SparseCoder
-from chiasm.prediction.engines import AUTOCAST, Precision, pick_precision
+from chiasm.prediction.engines import AUTOCAST, Precision, has_precision, pick_precision
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.plan import Estimate, Plan
 from chiasm.preparation.planning import has_gpu
@@ -111,7 +111,7 @@ def estimate_cost(recipe: Recipe, plan: Plan) -> Estimate:
         plan: Says patch and dimensions.
 
     Raises:
-        RecipeError: As `make_players` and `pick_precision`, or if the training needs far more memory than there is.
+        RecipeError: As `make_players`, or if the training needs far more memory than there is.
     """
     check_memory(recipe, plan)
     players = make_players(recipe, plan, 0)
@@ -290,7 +290,8 @@ def _seconds(layer: Layer, dims: Literal[2, 3], settings: Training) -> float:
     Layers of one output width and grid share one timing of a 3-convolution.
     """
     work = layer.inputs * layer.kernel
-    size, precision = layer.size or (1,) * dims, pick_precision(settings.precision, settings.accelerator)
+    size, asked = layer.size or (1,) * dims, (settings.precision, settings.accelerator)
+    precision = pick_precision(*asked) if has_precision(*asked) else "32-true"  # planned for another machine
     device = Device(settings.accelerator, precision, torch.get_num_threads())
     neighbour: float = time_convolution(dims, layer.outputs, size, device)
     return float(neighbour * work / (layer.outputs * 3**dims))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -175,12 +176,26 @@ def from_first(make: Callable[[], Item]) -> Item:
 
     Args:
         make: Called by the first process; what it returns is pickled for the others.
+
+    Raises:
+        ProcessEnded: In the others, if the first process refused; it raises its own error.
     """
-    made: list[Any] = [make() if rank() == 0 else None]
-    if _is_shared():
-        distributed.broadcast_object_list(made, group=_hosts())
-    item: Item = made[0]
-    return item
+    if not _is_shared():
+        return make()
+    sent: list[bytes | None] = [None]
+    refusal: Exception | None = None
+    if rank() == 0:
+        try:
+            sent = [pickle.dumps(make())]
+        except Exception as error:  # noqa: BLE001  raised below, after the others have heard of it
+            refusal = error
+    distributed.broadcast_object_list(sent, group=_hosts())
+    if refusal is not None:
+        raise refusal
+    if sent[0] is None:
+        raise ProcessEnded("the first process of this training refused it", reason="process-ended")
+    made: Item = pickle.loads(sent[0])  # by the first process of the same training
+    return made
 
 
 def agree(is_late: bool, signals: Sequence[int]) -> tuple[bool, int]:

@@ -103,7 +103,7 @@ def train(
     session = _open_session(recipe, say, progress, watcher)
     with locked(folder) if session.is_first_process else nullcontext():
 
-        def plan() -> Run | _Ready:
+        def prepare() -> Run | _Ready:
             found = find_cases(data, recipe, folder, layout, selection)
             if until is None and (done := find_finished(folder, found, session.say)):
                 return done
@@ -115,21 +115,16 @@ def train(
             with _clock(session, folder, "preparation"):
                 cases, problems = _prepare(planned, cache, session.say)
             _check_prepared(cases, problems, planned.cohort.root, session.say)
+            _note_setting(planned, folder, session.say)
             return _Ready(found, planned, cases, problems)
 
-        ready = ranks.from_first(plan)
+        ready = ranks.from_first(prepare)
         if isinstance(ready, Run):
             return ready
         found, planned, cases, problems = ready
         recipe, threads = planned.recipe, planned.threads
         run = replace(planned.run, problems=(*planned.run.problems, *problems))
-        if session.is_first_process:
-            write_json(
-                folder / NOTED, {**environment(), **_note_start(recipe, run.plan, session.say), "threads": threads}
-            )
         with on_threads(threads):
-            if session.is_first_process:
-                session.say(_describe_cost(recipe, run.plan, planned.is_new))
             with _clock(session, folder, "training"):
                 learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
             if session.is_first_process:
@@ -270,6 +265,15 @@ def _calibrate(learner: AnyLearner, validation: Sequence[PreparedCase], engine: 
         errors.append(np.abs(maps.prediction - np.asarray(case.target))[mask][some])
     names = tuple(case.id for case in validation)
     return fit_calibration(np.concatenate(scores), np.concatenate(errors), fitted_on=names)
+
+
+def _note_setting(planned: PlannedRun, folder: Path, say: Say) -> None:
+    """Write what a training depends on beside its recipe, and report its start and its cost."""
+    recipe, plan = planned.recipe, planned.run.plan
+    start_noted = _note_start(recipe, plan, say)
+    write_json(folder / NOTED, {**environment(), **start_noted, "threads": planned.threads})
+    with on_threads(planned.threads):
+        say(_describe_cost(recipe, plan, planned.is_new))
 
 
 def _note_start(recipe: Recipe, plan: Plan, say: Say) -> dict[str, object]:

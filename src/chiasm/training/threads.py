@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from chiasm.prediction.engines import AUTOCAST, pick_precision
+from chiasm.prediction.engines import AUTOCAST, has_precision, pick_precision
 from chiasm.prediction.model import source_channels
 from chiasm.preparation.arrays import Say
 from chiasm.preparation.plan import Plan
@@ -96,7 +96,9 @@ def threads_for(recipe: Recipe, plan: Plan, folder: Path, say: Say, asked: int |
 def _is_free(recipe: Recipe, most: int) -> bool:
     """Return whether nobody has said how many threads there are, and it matters."""
     is_said = any(os.environ.get(name) for name in SAID_BY)
-    on_cpu = recipe.training.devices == 1 and not has_gpu(recipe.training.accelerator)
+    settings = recipe.training
+    on_cpu = settings.devices == 1 and not has_gpu(settings.accelerator)
+    on_cpu = on_cpu and has_precision(settings.precision, settings.accelerator)
     return most > 1 and on_cpu and not is_said and recipe.optimiser.kind != "admm"
 
 
