@@ -17,6 +17,7 @@ from chiasm.errors import RecipeError
 from chiasm.methods import GROUPS, METHODS, STARTS, Method, find_method, make_recipe
 from chiasm.networks.catalogue import GENERATORS, CataloguedNetwork
 from chiasm.networks.srcnn import srcnn
+from chiasm.preparation.intensity import IntensityMap
 from chiasm.preparation.patches import PatchNeeds
 from chiasm.preparation.plan import Plan, read_plan
 from chiasm.recipe import Recipe
@@ -35,6 +36,7 @@ from chiasm.training.run import train
 from chiasm.training.run_planning import plan_run
 from chiasm.training.session import Session
 from conftest import QUICK
+from synthetic_cohort import plan_of
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +157,17 @@ def test_a_resumed_log_holds_no_line_twice_and_no_half_one(tmp_path: Path) -> No
 
 def log(path: Path) -> TrainingLog:
     return TrainingLog(path, Session(make_fabric(recipe("A1")), print), 4, lambda done: done / 4)
+
+
+def test_errors_of_a_ct_are_reported_in_hounsfield_units(tmp_path: Path) -> None:
+    window = IntensityMap("hu", (-1024.0, 3071.0), (-1.0, 1.0))
+    assert plan_of(target_unit="HU", target_reference=window).target_hu == 2047.5
+    assert plan_of().target_hu is None
+    said: list[str] = []
+    session = Session(make_fabric(recipe("A1")), said.append)
+    scores = {"mae": 0.02, "lookup_mae": 0.03, "lesion_mae": 0.1}
+    TrainingLog(tmp_path / "log.jsonl", session, 4, lambda done: done / 4, 2047.5).validation(1, scores, None)
+    assert said == ["step 2: validation error 41.0 HU (look-up 61.4 HU), in lesions 204.8 HU"]
 
 
 def test_a_kill_while_the_log_is_cut_leaves_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

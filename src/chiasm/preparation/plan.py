@@ -222,6 +222,14 @@ class Plan:
             or (self.dims == 2 and self.degradation is None),
         }
 
+    @property
+    def target_hu(self) -> float | None:
+        """Hounsfield units of a normalised one, if the target has this unit."""
+        values, normalised = (
+            np.ptp(table) for table in (self.target_reference.values, self.target_reference.normalised)
+        )
+        return float(values / normalised) if self.target_unit == "HU" else None
+
     def _rules_of_tables(self) -> dict[str, bool]:
         """Return the rules of ranges, look-up and histograms, and whether they are met."""
         x, y = self.lookup

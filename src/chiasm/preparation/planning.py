@@ -446,7 +446,8 @@ def _choose_kind(recipe: Recipe, seen: Fingerprint, name: str, kinds: Mapping[st
     kind, table = choose_intensity(pairs, source_kind=kinds.get(name), target_kind=kinds.get(target))
     if not table:
         return kind, (
-            f"{kind}, since it takes {FEWEST_CASES} cases to measure which kind makes cases agree (found {len(pairs)})"
+            f"{kind}, since there are too few cases to measure which kind makes them agree "
+            f"({len(pairs)} of {FEWEST_CASES})"
         )
     shown = ", ".join(f"{one} {r2:.2f}" for one, r2 in sorted(table.items(), key=lambda row: -row[1]))
     return kind, f"{kind} makes the training cases agree best; R2 of an unseen case by intensity alone: {shown}"

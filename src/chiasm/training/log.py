@@ -21,12 +21,14 @@ class TrainingLog:
         session: Whom to report to.
         steps: Of the training.
         work: Share of the training's work that is done after so many steps.
+        hu: Hounsfield units of a normalised one, if the target is a CT: errors are reported in them.
     """
 
     path: Path
     session: Session
     steps: int
     work: Callable[[int], float]
+    hu: float | None = None
 
     def cut(self, done: int) -> None:
         """Remove damaged lines, and lines after the checkpoint, which a resumed run writes again."""
@@ -52,7 +54,7 @@ class TrainingLog:
         """Write and report the scores of a validation, and what is wrong with the attention."""
         self._write("validation", step, scores)
         when = f"step {step + 1}" if step >= 0 else "before training"
-        self.session.say(f"{when}: validation error {_errors_in_words(scores)}")
+        self.session.say(f"{when}: validation error {_errors_in_words(scores, self.hu)}")
         if verdict:
             self._write("warning", step, {"message": verdict})
             self.session.say(f"step {step + 1}: {verdict}")
@@ -63,12 +65,18 @@ class TrainingLog:
                 lines.write(json.dumps({"kind": kind, "step": step + 1, **content}) + "\n")
 
 
-def _errors_in_words(scores: Mapping[str, float]) -> str:
+def _errors_in_words(scores: Mapping[str, float], hu: float | None) -> str:
     """Say the error on validation cases beside that of the look-up, in the mask and in lesions where there are any.
 
-    >>> _errors_in_words({"mae": 0.5, "lookup_mae": 0.625, "lesion_mae": 1.25})
+    >>> _errors_in_words({"mae": 0.5, "lookup_mae": 0.625, "lesion_mae": 1.25}, None)
     '0.500 (look-up 0.625), in lesions 1.250'
+    >>> _errors_in_words({"mae": 0.05, "lookup_mae": 0.0625}, 1000)
+    '50.0 HU (look-up 62.5 HU)'
     """
-    lesions = f", in lesions {scores['lesion_mae']:.3f}" if "lesion_mae" in scores else ""
-    own, lookup = (scores.get(name, math.nan) for name in ("mae", "lookup_mae"))  # absent where no case has a number
-    return f"{own:.3f} (look-up {lookup:.3f}){lesions}"
+
+    def shown(name: str) -> str:
+        error = scores.get(name, math.nan)  # absent where no case has a number
+        return f"{error:.3f}" if hu is None else f"{error * hu:.1f} HU"
+
+    lesions = f", in lesions {shown('lesion_mae')}" if "lesion_mae" in scores else ""
+    return f"{shown('mae')} (look-up {shown('lookup_mae')}){lesions}"

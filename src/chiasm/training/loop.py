@@ -160,7 +160,7 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
     learner = _make_learner(recipe, plan, cases.training, session.fabric)
     done = _resume(learner, folder, session, start)
     steps = recipe.schedule.steps if until is None else until
-    log = TrainingLog(folder / "log.jsonl", session, steps, _work_of(todo, steps))
+    log = TrainingLog(folder / "log.jsonl", session, steps, _work_of(todo, steps), plan.target_hu)
     due, engine = validation_steps(recipe), session.engine(recipe)
     _open_log(log, learner, todo, done)
     saved, read = time.monotonic(), dict[str, float]()
