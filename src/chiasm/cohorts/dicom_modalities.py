@@ -42,6 +42,15 @@ def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
     return "ct" if series.modality == "CT" else None
 
 
+def header_modality(modality: str) -> str:
+    """Return the DICOM modality of images of one of `MODALITIES`.
+
+    >>> header_modality("cbct"), header_modality("flair")
+    ('CT', 'MR')
+    """
+    return "CT" if modality in ("ct", "cbct") else "MR"
+
+
 def other_modality(series: Series, modality: str) -> str:
     """Return the modality in a header that excludes another one, such as CT for t1; "" where it does not.
 
@@ -49,8 +58,8 @@ def other_modality(series: Series, modality: str) -> str:
         series: With the modality of its header.
         modality: That it is to be.
     """
-    wanted = ("CT" if modality in ("ct", "cbct") else "MR") if modality in MODALITIES else ""
-    return series.modality if wanted and series.modality in {"CT", "MR", "PT"} - {wanted} else ""
+    is_other = modality in MODALITIES and series.modality in {"CT", "MR", "PT"} - {header_modality(modality)}
+    return series.modality if is_other else ""
 
 
 def _contrast_of_mr(series: Series, scans: Sequence[Series]) -> str | None:

@@ -242,7 +242,7 @@ def _damaged(patient: Patient) -> list[Problem]:
 
 def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: Selection) -> Series | Problem:
     """Return the only series that may be a modality, or say why none is taken; acquired images go before made ones."""
-    found = [series for series in found if not series.synthetic] or found
+    found = _acquired_first(found)
     if len(found) == 1:
         return _unfit(found[0], role, patient, selection) or found[0]
     listed = "; ".join(series.described() for series in found[:8])
@@ -251,6 +251,11 @@ def _only_one(found: Sequence[Series], role: str, patient: Patient, selection: S
         f"choose with chiasm train --series {role}=NUMBER, or words that fit one of them only"
     )
     return Problem(patient.place, "several-series", message, patient.id, role)
+
+
+def _acquired_first(found: Sequence[Series]) -> Sequence[Series]:
+    """Leave out series that were made, unless there are no others."""
+    return [series for series in found if not series.synthetic] or found
 
 
 def _drawn_on(images: Sequence[Series], taken: Iterable[Series]) -> dict[str, Series]:
@@ -270,7 +275,7 @@ def _candidates(images: Sequence[Series], selection: Selection) -> dict[str, lis
 
 def _lone_scan(scans: Sequence[Series], modality: str | None) -> dict[str, list[Series]]:
     """Return a patient's only scan under the modality that `alone` names; never phase or a map."""
-    scans = [series for series in scans if not series.synthetic] or scans
+    scans = _acquired_first(scans)
     if modality is None or len({series.uid for series in scans}) != 1:
         return {}
     return {modality: [series for series in scans if not series.shows_no_contrast]}
@@ -342,7 +347,7 @@ def marks_at(path: Path) -> tuple[str, ...]:
     Raises:
         VolumeError: If it is DICOM and cannot be read.
     """
-    if volume_stem(path.name) and path.is_file():
+    if _is_volume(path):
         return ("synthetic",) if is_synthetic(path) else ()
     return marks_of(pick_series(path)) if holds_dicom(path) else ()
 
@@ -353,8 +358,13 @@ def modality_at(path: Path, modality: str) -> str:
     Raises:
         VolumeError: If it is DICOM and cannot be read.
     """
-    is_volume = volume_stem(path.name) and path.is_file()
-    return "" if is_volume or not holds_dicom(path) else other_modality(pick_series(path), modality)
+    is_dicom_series = not _is_volume(path) and holds_dicom(path)
+    return other_modality(pick_series(path), modality) if is_dicom_series else ""
+
+
+def _is_volume(path: Path) -> bool:
+    """Return whether a path is a file of another format than DICOM, by its name."""
+    return volume_stem(path.name) is not None and path.is_file()
 
 
 def marks_on(case: Case, modality: str) -> tuple[str, ...]:

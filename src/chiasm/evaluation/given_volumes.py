@@ -91,8 +91,7 @@ def _read(folder: Path, case: str, kind: str) -> Volume:
         RunError: If there is none, or several.
         VolumeError: If it cannot be read.
     """
-    candidates = (find(folder, case) for find in (_volumes_of, _dicom_of))  # DICOM only where there is nothing else
-    found = next(filter(None, candidates), [])
+    found = _volumes_of(folder, case) or _dicom_of(folder, case)
     if len(found) != 1:
         raise RunError(
             f"holds {'several' if found else 'no'} {kind}{'s' if found else ''} of this case",

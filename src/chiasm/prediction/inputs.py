@@ -240,8 +240,9 @@ def choose_role(
     if not roles:
         raise RunError("does not say who was trained on", path=run, reason="no-split", hint="Predict all cases.")
     role = "locked" if only == "sealed" else only  # its name in version 0.1
-    if role not in (*SPLIT_ROLES, "out-of-fold"):
-        raise unknown("role", only, ("all", *SPLIT_ROLES, "out-of-fold"))
+    known = (*SPLIT_ROLES, "out-of-fold")
+    if role not in known:
+        raise unknown("role", only, ("all", *known))
     chosen = [case for case in found.cases if roles.get(case.id) == role]
     if not chosen:
         place = next((one for one in inputs if isinstance(one, Path)), run)

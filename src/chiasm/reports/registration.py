@@ -37,14 +37,8 @@ from chiasm.volumes.masks import find_mask, suggest_rule
 from chiasm.volumes.screening import STRICT, files_at
 
 VIEWS = ("sagittal", "coronal", "axial")
-FILES = (
-    "moved.nii.gz",
-    "known.nii.gz",
-    "matrix.txt",
-    "field.nii.gz",
-    RECORD,
-    "registration.html",
-)  # and labels-N.nii.gz
+#: What a registration writes, beside labels-N.nii.gz.
+FILES = ("moved.nii.gz", "known.nii.gz", "matrix.txt", "field.nii.gz", RECORD, "registration.html")
 SQUARES = 8  # of the checkerboard, along the longer side
 PAGES = 24  # pairs of a cohort with a page of their own
 EDGE = 0.8  # quantile of the gradient above which an edge is drawn

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from chiasm.cohorts.cases import MODALITIES, Case
-from chiasm.cohorts.dicom_modalities import other_modality
+from chiasm.cohorts.dicom_modalities import header_modality, other_modality
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.folder_notes import MARKS
 from chiasm.cohorts.images import read_image
@@ -227,12 +227,8 @@ def _check_modalities(case: Case) -> None:
     """
     for name, place in case.images.items():
         found = pick_series(place).modality
-        if name in MODALITIES and found != _expected(name):
+        if name in MODALITIES and found != header_modality(name):
             raise _other_modality(place, name, found)
-
-
-def _expected(source: str) -> str:
-    return "CT" if source in ("ct", "cbct") else "MR"
 
 
 def _other_modality(place: Path, source: str, found: str) -> CohortError:
@@ -242,7 +238,7 @@ def _other_modality(place: Path, source: str, found: str) -> CohortError:
         path=place,
         reason="modality",
         found=f"modality {found}",
-        expected=f"modality {_expected(source)}",
+        expected=f"modality {header_modality(source)}",
     )
 
 

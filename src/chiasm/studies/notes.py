@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
@@ -130,9 +129,10 @@ def days_opened(folder: Path) -> tuple[str, ...]:
     """
     if not (folder / NOTES).is_file():
         return ()
-    with suppress(RunError):  # damaged notes are written anew
+    try:
         return read_notes(folder).opened or (UNNOTED,)
-    return (UNNOTED,)
+    except RunError:  # damaged notes are written anew
+        return (UNNOTED,)
 
 
 def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:

@@ -97,9 +97,8 @@ def _is_free(recipe: Recipe, most: int) -> bool:
     """Return whether nobody has said how many threads there are, and it matters."""
     is_said = any(os.environ.get(name) for name in SAID_BY)
     settings = recipe.training
-    on_cpu = settings.devices == 1 and not has_gpu(settings.accelerator)
-    on_cpu = on_cpu and has_precision(settings.precision, settings.accelerator)
-    return most > 1 and on_cpu and not is_said and recipe.optimiser.kind != "admm"
+    on_cpu = not has_gpu(settings.accelerator) and has_precision(settings.precision, settings.accelerator)
+    return most > 1 and settings.devices == 1 and on_cpu and not is_said and recipe.optimiser.kind != "admm"
 
 
 def _passes(recipe: Recipe, plan: Plan) -> Callable[[], None]:
