@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
@@ -36,6 +36,7 @@ from chiasm.volumes.streams import open_file, unreadable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.tag import BaseTag
 
 T = TypeVar("T")
 
@@ -397,12 +398,25 @@ def _inflated(file: BinaryIO, part: DicomFile, max_bytes: int) -> bytes:
 
 def text(dataset: Dataset, name: str) -> str:
     """Return an attribute as one printable line, several values joined by backslashes; "" if absent or empty."""
-    value = dataset.get(name)
+    value = _value_of(dataset, name)
     if value is None:
         return ""
     line = "\\".join(map(str, _listed(value)))
     shown = line if line.isprintable() else "".join(mark if mark.isprintable() else " " for mark in line)
     return shown.strip()[:LONGEST_TEXT]
+
+
+def _value_of(dataset: Dataset, name: str) -> Any:
+    """Return an attribute's value or None, as `dataset.get(name)` does, without looking up the name each time."""
+    element = dataset.get(_tag_of(name))
+    return None if element is None else element.value
+
+
+@cache
+def _tag_of(name: str) -> BaseTag:
+    from pydicom.tag import Tag
+
+    return Tag(name)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -438,7 +452,7 @@ def _wrong_numbers(values: Sequence[float], name: str, part: DicomFile, count: i
 def _values(dataset: Dataset, name: str) -> list[float]:
     """Return an attribute's numbers; a NaN where they are none."""
     try:
-        value = dataset.get(name)
+        value = _value_of(dataset, name)
         several = [] if value is None or value == "" else value
         listed: Sequence[Any] = several if hasattr(several, "__iter__") else [several]
         return [float(one) for one in listed]

@@ -20,6 +20,7 @@ from chiasm.volumes.dicom_frames import Frame
 from chiasm.volumes.dicom_labels import read_segmentation
 from chiasm.volumes.dicom_pixels import PIXEL_TAGS, Format, decode, decode_native, pixel_format
 from chiasm.volumes.dicom_series import Series
+from chiasm.volumes.dicom_silence import silenced
 from chiasm.volumes.dicom_stacks import Stack, image_axes
 from chiasm.volumes.dicom_structures import read_structure_set
 from chiasm.volumes.geometry import LPS_TO_RAS, Geometry, Volume, resample
@@ -103,8 +104,9 @@ def _values(stack: Stack, series: Series, path: Path, max_bytes: int) -> NDArray
             _check_range(values, dtype, part)
             empty[...] = values
 
-    for _ in visit(slices, fill):
-        pass
+    with silenced():
+        for _ in visit(slices, fill):
+            pass
     # (K, J, I) -> (I, J, K)
     return array.transpose(2, 1, 0)
 

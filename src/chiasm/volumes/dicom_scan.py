@@ -23,6 +23,7 @@ from chiasm.volumes.dicom_files import (
 )
 from chiasm.volumes.dicom_headers import KEPT
 from chiasm.volumes.dicom_series import DicomHeader, Series, join_headers
+from chiasm.volumes.dicom_silence import silenced
 
 
 class Scan(NamedTuple):
@@ -172,8 +173,9 @@ class _Search:
 
     def look_at(self, parts: Iterable[DicomFile]) -> None:
         """Look at files, one after another."""
-        for _ in visit(parts, self._look):
-            pass
+        with silenced():  # once for all: to change the levels of loggers takes longer than a header's text
+            for _ in visit(parts, self._look):
+                pass
 
     def _look(self, part: DicomFile, file: BinaryIO) -> None:
         """Look at a file, open at its start."""
