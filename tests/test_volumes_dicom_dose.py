@@ -11,6 +11,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from chiasm.errors import VolumeError
+from chiasm.evaluation.doses import read_doses
 from chiasm.evaluation.given_volumes import FolderPair, score_given
 from chiasm.volumes import read_volume, write_volume
 from chiasm.volumes.dicom_frames import DOSE
@@ -92,8 +93,19 @@ def test_doses_of_two_plans_are_given_as_files_of_dicom(tmp_path: Path) -> None:
     rows, problems = score_given(
         FolderPair(tmp_path / "synthetic", tmp_path / "real"),
         work,  # type: ignore[arg-type]
-        lambda synthetic, real: {"dose": {"gamma_pass": 100.0 * np.array_equal(synthetic.array, real.array)}},
+        lambda *files: {"dose": {"gamma_pass": 100.0 * np.array_equal(*(dose.array for dose in read_doses(*files)))}},
         kind="dose",
         convention="",
     )
     assert [row.value for row in rows] == [100.0, 100.0] and not problems
+
+
+@pytest.mark.parametrize(("name", "other"), [("DoseUnits", "RELATIVE"), ("DoseType", "EFFECTIVE")])
+def test_doses_that_say_that_they_mean_something_else_are_refused(name: str, other: str, tmp_path: Path) -> None:
+    synthetic, real = (write_dose(tmp_path / f"{one}.dcm") for one in ("synthetic", "real"))
+    read_doses(synthetic, real)
+    rewrite(synthetic, lambda dataset: setattr(dataset, name, other))
+    with pytest.raises(VolumeError, match=rf"another {name} .*{other}"):
+        read_doses(synthetic, real)
+    rewrite(real, lambda dataset: setattr(dataset, name, ""))  # not said: nothing to compare
+    read_doses(synthetic, real)

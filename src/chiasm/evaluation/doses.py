@@ -12,6 +12,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -21,10 +22,12 @@ from chiasm.evaluation.given_volumes import FolderPair, score_given
 from chiasm.evaluation.loading import PredictionFolder
 from chiasm.evaluation.rows import Row
 from chiasm.prediction.manifest import Entry
-from chiasm.volumes import Volume, check_pair
+from chiasm.volumes import Volume, check_pair, read_volume
+from chiasm.volumes.dicom_files import DicomFile, read_dataset, text, visit
 
 REGION = "dose"
 LEAST_PERCENT = 10.0  # of the largest real dose; voxels below it do not count
+MEANING = ("DoseUnits", "DoseType", "DoseSummationType")  # what a DICOM file says of its values
 STEPS = 10  # that the distance criterion is divided into, while the nearest equal dose is searched
 
 
@@ -93,7 +96,7 @@ def score_doses(
     """Score the two dose distributions of each predicted case.
 
     Args:
-        given: Folders of doses, in any one unit.
+        given: Folders of doses, in any one unit; of DICOM, units and types are compared.
         work: Predicted cases, each with the folder that it lies in.
         criteria: Of gamma.
 
@@ -103,10 +106,42 @@ def score_doses(
     return score_given(
         given,
         work,
-        lambda synthetic, real: compare_doses(synthetic, real, criteria),
+        lambda *files: compare_doses(*read_doses(*files), criteria),
         kind="dose",
         convention=f"gamma (global {criteria.in_words}; from {LEAST_PERCENT:g} % of the largest real dose on)",
     )
+
+
+def read_doses(synthetic: Path, real: Path) -> tuple[Volume, Volume]:
+    """Read two doses, which must mean the same where DICOM says what they mean.
+
+    Args:
+        synthetic: File of the dose on the synthetic CT.
+        real: File of the dose on the real CT.
+
+    Raises:
+        VolumeError: If one cannot be read, or both say that their units, types or sums are different.
+    """
+    volumes = read_volume(synthetic), read_volume(real)
+    for name, found, expected in zip(MEANING, _meaning_of(synthetic), _meaning_of(real), strict=True):
+        if found and expected and found != expected:
+            raise VolumeError(
+                f"is a dose of another {name} than the real one",
+                path=synthetic,
+                reason="dose-meaning",
+                found=found,
+                expected=expected,
+                hint="Export both doses in the same way.",
+            )
+    return volumes
+
+
+def _meaning_of(path: Path) -> tuple[str, ...]:
+    """Return the values of `MEANING` in a file, "" for each that it does not state, as in other formats than DICOM."""
+    if path.suffix.lower() != ".dcm":
+        return ("",) * len(MEANING)
+    (header,) = visit([DicomFile(path)], lambda part, file: read_dataset(part, file, tags=MEANING))
+    return tuple(text(header, name) for name in MEANING)
 
 
 def compare_doses(synthetic: Volume, real: Volume, criteria: GammaCriteria) -> dict[str, dict[str, float]]:

@@ -12,7 +12,6 @@ from chiasm.evaluation.loading import PredictionFolder
 from chiasm.evaluation.metric_table import METRICS
 from chiasm.evaluation.rows import Row
 from chiasm.prediction.manifest import Entry
-from chiasm.volumes import Volume, read_volume
 
 Scores = Mapping[str, Mapping[str, float]]  # region to metric to score
 
@@ -48,7 +47,7 @@ def pair_up(given: tuple[Path, Path] | None, kind: str) -> FolderPair | None:
 def score_given(
     given: FolderPair,
     work: Sequence[tuple[PredictionFolder, Entry]],
-    compare: Callable[[Volume, Volume], Scores],
+    compare: Callable[[Path, Path], Scores],
     *,
     kind: str,
     convention: str,
@@ -58,8 +57,8 @@ def score_given(
     Args:
         given: The folders.
         work: Predicted cases, each with the folder that it lies in.
-        compare: From the synthetic and the real volume to scores by region.
-        kind: What the folders hold: a "segmentation" is read as labels.
+        compare: From the files of the synthetic and the real volume to scores by region.
+        kind: What the folders hold, such as "segmentation".
         convention: Of the rows.
 
     Returns:
@@ -69,7 +68,7 @@ def score_given(
     problems: list[Problem] = []
     for assessed, entry in work:
         try:
-            synthetic, real = (_read(folder, entry.case, kind) for folder in given)
+            synthetic, real = (_file_of(folder, entry.case, kind) for folder in given)
             scores = compare(synthetic, real)
         except ChiasmError as error:
             path = error.path or given.synthetic
@@ -84,14 +83,13 @@ def score_given(
     return rows, problems
 
 
-def _read(folder: Path, case: str, kind: str) -> Volume:
-    """Read the volume of a case.
+def _file_of(folder: Path, case: str, kind: str) -> Path:
+    """Return the file with the volume of a case.
 
     Raises:
         RunError: If there is none, or several.
-        VolumeError: If it cannot be read.
     """
-    found = _volumes_of(folder, case) or _dicom_of(folder, case)
+    found = _named(folder, case, volume_stem) or _named(folder, case, _dicom_stem)
     if len(found) != 1:
         raise RunError(
             f"holds {'several' if found else 'no'} {kind}{'s' if found else ''} of this case",
@@ -100,19 +98,23 @@ def _read(folder: Path, case: str, kind: str) -> Volume:
             found=", ".join(path.name for path in found) or None,
             expected=f"{case}.nii.gz or {case}.dcm, or one volume in {case}/",
         )
-    return read_volume(found[0], labels=kind == "segmentation")
+    return found[0]
 
 
-def _volumes_of(folder: Path, case: str) -> list[Path]:
-    """List the volumes of a case: by its name, else in a folder of this name."""
-    named = [path for path in _files(folder) if volume_stem(path.name) == case]
-    return named or [path for path in _files(folder / case) if volume_stem(path.name) is not None]
+def _named(folder: Path, case: str, stem_of: Callable[[str], str | None]) -> list[Path]:
+    """List the files of a format that are called as a case, or else lie in a folder of this name."""
+    named = [path for path in _files(folder) if stem_of(path.name) == case]
+    return named or [path for path in _files(folder / case) if stem_of(path.name) is not None]
 
 
-def _dicom_of(folder: Path, case: str) -> list[Path]:
-    """List the DICOM files of a case likewise."""
-    single = [path for path in _files(folder) if path.name.lower() == f"{case.lower()}.dcm"]
-    return single or [path for path in _files(folder / case) if path.suffix.lower() == ".dcm"]
+def _dicom_stem(name: str) -> str | None:
+    """Return the name of a DICOM file without its ending; None for other files.
+
+    >>> _dicom_stem("P07.DCM"), _dicom_stem("P07.txt")
+    ('P07', None)
+    """
+    stem, _, ending = name.rpartition(".")
+    return stem if stem and ending.lower() == "dcm" else None
 
 
 def _files(folder: Path) -> list[Path]:

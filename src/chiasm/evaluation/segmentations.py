@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from chiasm.metrics.structures import dice, hausdorff_95
 from chiasm.names import is_plain
 from chiasm.prediction.manifest import Entry
 from chiasm.storage import read_json
-from chiasm.volumes import Volume, check_pair
+from chiasm.volumes import Volume, check_pair, read_volume
 
 NAMES = "labels.json"  # beside the real segmentations: structure to label value, or values
 CONVENTION = "segmentations (structures that the real image has; whole volume; HD95 in mm)"
@@ -80,11 +81,11 @@ def score_segmentations(
     Raises:
         RunError: As `read_names`.
     """
-    names = read_names(given.real)
+    names, read = read_names(given.real), partial(read_volume, labels=True)
     return score_given(
         given,
         work,
-        lambda synthetic, real: compare(synthetic, real, names),
+        lambda synthetic, real: compare(read(synthetic), read(real), names),
         kind="segmentation",
         convention=CONVENTION,
     )
