@@ -603,6 +603,17 @@ def test_a_lone_ct_stands_for_no_t1_unless_a_rule_says_so_which_is_warned_of(tmp
     assert warn_of_marks(case, ["ct"]) == []
 
 
+def test_a_folder_is_called_no_modality_that_the_header_excludes(tmp_path: Path) -> None:
+    for modality in ("CT", "PT"):
+        write_source(tmp_path / modality, modality=modality, SeriesDescription="WB", PatientID="p1", Modality=modality)
+    both = tmp_path / "p1" / "PET_CT"
+    both.mkdir(parents=True)
+    for file in tmp_path.glob("[CP]T/*"):
+        file.rename(both / f"{file.parent.name}{file.name}")
+    (case,) = find_cohort(tmp_path / "p1").cases
+    assert list(case.images) == ["ct"] and case.images["ct"].name.startswith("CT")
+
+
 def test_a_synthetic_series_beside_an_acquired_one_is_passed_over(tmp_path: Path) -> None:
     for number, folder in ((1, "real"), (2, "made")):
         marks = {"SyntheticData": "YES"} if folder == "made" else {}

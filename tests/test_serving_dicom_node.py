@@ -32,6 +32,7 @@ from chiasm.serving.dicom_node import Node, synthesise_series
 from chiasm.serving.dicom_send import Peer, check_title, parse_peer, send
 from chiasm.serving.server import serve
 from chiasm.volumes import read_volume
+from chiasm.volumes.screening import STRICT
 from conftest import Archive, Sibling
 from dicom_patients import TELLTALE, faults, reserved_port, run_tool, wait_for, write_mixed, write_source
 from synthetic_cohort import SHAPE, pair
@@ -203,6 +204,19 @@ def test_series_that_a_model_does_not_take_are_refused(finished_run: Path, tmp_p
         with pytest.raises(VolumeError) as caught:
             synthesise_series(folder, tmp_path / "again", predictor, wanted)
         assert caught.value.reason == reason and not (tmp_path / "again").exists()
+
+
+def test_a_model_of_cbct_takes_a_ct_by_its_header_and_no_mr(tmp_path: Path) -> None:
+    def predicts(volume: object) -> None:
+        raise VolumeError("was read", reason="read")
+
+    plan = SimpleNamespace(sources=("cbct",))
+    predictor: Any = SimpleNamespace(model=SimpleNamespace(plan=plan), reading=STRICT, predict=predicts)
+    for modality, reason in (("CT", "read"), ("MR", "modality")):
+        write_source(tmp_path / modality, modality=modality)
+        with pytest.raises(VolumeError) as caught:
+            synthesise_series(tmp_path / modality, tmp_path / "made", predictor)
+        assert caught.value.reason == reason
 
 
 def test_a_mean_of_models_is_named_in_its_dicom_with_its_spread(

@@ -35,7 +35,7 @@ def modality_of(series: Series, scans: Sequence[Series]) -> str | None:
         scans: all scans of its patient.
     """
     by_folder = role_of(last_word(folder_name(series)))
-    if by_folder in MODALITIES:
+    if by_folder in MODALITIES and not other_modality(series, by_folder):
         return by_folder
     if series.modality == "MR":
         return _contrast_of_mr(series, scans)

@@ -23,6 +23,7 @@ from threading import Lock, Thread
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from chiasm.cohorts.dicom_modalities import other_modality
 from chiasm.cohorts.dicom_patients import WARNINGS, marks_of
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.locks import locked
@@ -223,17 +224,17 @@ def synthesise_series(folder: Path, place: Path, predictor: Predictor, wanted: s
     """
     model = predictor.model
     series = _series_in(folder, wanted)
-    _check_series(series, folder, "CT" if model.plan.sources == ("ct",) else "MR", wanted)
+    _check_series(series, folder, model.plan.sources[0], wanted)
     made = predictor.predict(read_volume(folder, series=series.choice, reading=predictor.reading))
     warnings = (*(WARNINGS[mark] for mark in marks_of(series)), *made.warnings)
     return write_dicom_case(place, replace(made, warnings=warnings), [series], model, name_of(predictor.models))
 
 
-def _check_series(series: Series, folder: Path, modality: str, wanted: str | None) -> None:
+def _check_series(series: Series, folder: Path, source: str, wanted: str | None) -> None:
     """Refuse a series that is synthetic, is of another modality, or does not fit the rule."""
     if series.synthetic:  # an archive that passes on what it gets would never end
         raise VolumeError("was made, not acquired", path=folder, reason="synthetic")
-    if series.modality != modality:
+    if other_modality(series, source):
         raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
     if wanted is None and series.shows_no_contrast:
         raise VolumeError(

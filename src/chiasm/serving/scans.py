@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from chiasm.cohorts.cases import MODALITIES, Case
+from chiasm.cohorts.cases import Case
 from chiasm.cohorts.dicom_modalities import header_modality, other_modality
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.folder_notes import MARKS
@@ -220,14 +220,13 @@ def _unclear(path: Path, sources: Sequence[str], error: CohortError) -> CohortEr
 
 
 def _check_modalities(case: Case) -> None:
-    """Refuse a CT for a model of MR, and an MR for a model of CT.
+    """Refuse a CT or PET for a model of MR, and an MR or PET for a model of CT.
 
     Raises:
         CohortError: If a series is of the other modality.
     """
     for name, place in case.images.items():
-        found = pick_series(place).modality
-        if name in MODALITIES and found != header_modality(name):
+        if found := other_modality(pick_series(place), name):
             raise _other_modality(place, name, found)
 
 
