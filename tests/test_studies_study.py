@@ -511,7 +511,10 @@ def test_folds_by_site_test_one_site_each_and_sealed_cases_wait_until_they_are_o
     assert "Locked test set, t1 to t2" in page and "2 subjects were kept apart from all folds" in page
     today = json.loads(notes.read_text())["opened"]
     assert f"2 locked cases, on {today[0]}" in page and "only the first was untouched" not in page
-    notes.write_text(json.dumps({**json.loads(notes.read_text()), "opened": ["2026-01-31"]}))
+    noted = sorted(out.glob("jobs/*/locked/opened.json"))
+    for file in noted:
+        file.write_text('["2026-01-31"]')
+    shutil.rmtree(notes.parent)  # as if it had been killed before the scores were gathered
     said: list[str] = []
     again = run_study(path, out, open_locked=True, say=said.append)
     assert any("was scored before, on 2026-01-31" in line for line in said)
@@ -520,6 +523,9 @@ def test_folds_by_site_test_one_site_each_and_sealed_cases_wait_until_they_are_o
     again = study(path, out, open_locked=True)
     assert f"on 2026-01-31 and {today[0]}: only the first was untouched" in again.report.read_text()
     notes.write_text("damaged")
+    assert f"on 2026-01-31 and {today[0]}: only" in study(path, out, open_locked=True).report.read_text()
+    for file in (*noted, notes):  # a study of before noted none
+        file.write_text("damaged")
     assert "on a day that was not noted<" in study(path, out, open_locked=True).report.read_text()
     with pytest.raises(ChiasmError, match="has no locked test set"):
         study(study_file(tmp_path, tmp_path / "data"), out, open_locked=True)

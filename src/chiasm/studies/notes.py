@@ -17,7 +17,7 @@ from chiasm.records import read_record
 from chiasm.storage import read_json
 from chiasm.studies.jobs import Job
 from chiasm.studies.study_file import Study
-from chiasm.studies.work import LOCKED, JobOutcome, locked_folder
+from chiasm.studies.work import LOCKED, JobOutcome, days_of, locked_folder
 
 NOTES = "study.json"
 PLOT_NAMES = ("trade-off", "forest", "calibration", "coverage")  # version 0.1 called the first "plane"
@@ -121,18 +121,25 @@ def notes_of(
     }
 
 
-def days_opened(folder: Path) -> tuple[str, ...]:
-    """Return the days on which a locked test set was scored; none where it never was.
+def days_opened(out: Path, jobs: Iterable[Job]) -> tuple[str, ...]:
+    """Return the days on which a study's locked test set was scored; none where it never was.
 
     Args:
-        folder: Of its scores.
+        out: The study's folder, whose notes name days too: versions before noted none beside a model.
+        jobs: All jobs.
     """
-    if not (folder / NOTES).is_file():
-        return ()
+    folders = [locked_folder(job) for job in jobs if job.kind == "arm"]
+    in_notes, noted = _days_in_notes(out / LOCKED[0]), {folder: days_of(folder) for folder in folders}
+    is_unnoted = not in_notes and any(not noted[one] and (one / "evaluation.csv").is_file() for one in folders)
+    return (*[UNNOTED] * is_unnoted, *sorted({*in_notes, *chain.from_iterable(noted.values())} - {UNNOTED}))
+
+
+def _days_in_notes(folder: Path) -> tuple[str, ...]:
+    """Return the days in the notes on a locked test set; none where these are missing, or damaged and written anew."""
     try:
-        return read_notes(folder).opened or (UNNOTED,)
-    except RunError:  # damaged notes are written anew
-        return (UNNOTED,)
+        return read_notes(folder).opened
+    except RunError:
+        return ()
 
 
 def scored_folders(arms: Sequence[Job], *, opened: bool) -> list[Path]:

@@ -6,7 +6,6 @@ A study writes `evaluation.csv` with every score of every job, `statistics.csv` 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -29,7 +28,7 @@ from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, JobKind, find_cases, l
 from chiasm.studies.notes import FILES, FOLDERS, NOTES, days_opened, is_study, notes_of, scored_folders
 from chiasm.studies.study_file import Phantom, Study, data_folder, read_study, reference_folder
 from chiasm.studies.study_report import MAPS, Done, write_study_report
-from chiasm.studies.work import LOCKED, JobOutcome, JobTerms, locked_folder, simulate, work
+from chiasm.studies.work import LOCKED, JobOutcome, JobTerms, simulate, work
 from chiasm.volumes.screening import STRICT, Reading
 
 
@@ -74,21 +73,14 @@ def run_study(
         _check_folder(out, study)
         jobs, cohort = _prepare(study, out, say)
         say(f"{len(jobs)} jobs, {sum(job.is_done for job in jobs)} of them done already")
-        days = _days_to_note(out, jobs, say) if opened else ()
-        todo = _Work(jobs, study, out, say, progress, days, trust=named_classes(trust))
+        if opened and (days := days_opened(out, jobs)):
+            say(
+                f"the locked test set was scored before, on {' and '.join(days)}: what is chosen since then has seen it"
+            )
+        todo = _Work(jobs, study, out, say, progress, opened, trust=named_classes(trust))
         failed = todo.do_all(run)
         folder = _write_scores(todo, cohort, failed)
         return replace(write_study_report(folder), failed=tuple(failed))
-
-
-def _days_to_note(out: Path, jobs: Sequence[Job], say: Callable[[str], None]) -> tuple[str, ...]:
-    """Return the days on which the locked test set was scored, today among them if a model has not been scored yet."""
-    days = days_opened(out / LOCKED[0])
-    if days:
-        say(f"the locked test set was scored before, on {' and '.join(days)}: what is chosen since then has seen it")
-    is_new = any(not (locked_folder(job) / "evaluation.csv").is_file() for job in jobs if job.kind == "arm")
-    today = (time.strftime("%Y-%m-%d"),) if is_new or not days else ()
-    return tuple(dict.fromkeys((*days, *today)))
 
 
 def _check_locked(study: Study, path: Path) -> None:
@@ -110,7 +102,8 @@ def _write_scores(done: _Work, cohort: Cohort, failed: Sequence[JobOutcome]) -> 
         first = f"; the first: {failed[0].error}" if failed else ""
         raise CohortError(f"no job of the study could be finished{first}", path=done.out, reason="no-jobs")
     folder = done.out / LOCKED[0] if done.opened else done.out
-    notes = notes_of(done.study, cohort, done.jobs, failed, opened=done.days)
+    days = days_opened(done.out, done.jobs) if done.opened else ()
+    notes = notes_of(done.study, cohort, done.jobs, failed, opened=days)
     write_json(folder / NOTES, notes)  # first: it is the mark
     write_evaluation(folder, rows)
     if assessed := collect(done.jobs, kind="expected_error"):
@@ -166,7 +159,7 @@ class _Work:
         out: The study's folder.
         say: Called with lines for the user.
         progress: Called with jobs done, all jobs, the last one's name.
-        days: On which the locked test set was scored; none where it is not scored.
+        opened: Whether the locked test set is scored.
         trust: Classes of others that a model may consist of.
         failed: Outcomes of jobs that failed, by key.
         finished: How many jobs are done.
@@ -177,15 +170,10 @@ class _Work:
     out: Path
     say: Callable[[str], None]
     progress: Progress | None
-    days: tuple[str, ...]
+    opened: bool
     trust: tuple[str, ...]
     failed: dict[str, JobOutcome] = field(default_factory=dict)
     finished: int = 0
-
-    @property
-    def opened(self) -> bool:
-        """Whether the locked test set is scored."""
-        return bool(self.days)
 
     def do_all(self, run: Runner) -> list[JobOutcome]:
         """Do all jobs that are not done; return the failed ones."""

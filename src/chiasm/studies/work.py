@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chiasm import __version__
-from chiasm.errors import ChiasmError, CohortError
+from chiasm.errors import ChiasmError, CohortError, RunError
 from chiasm.evaluation.expected_error import assess_maps
 from chiasm.evaluation.predictions import score_folder
 from chiasm.evaluation.rows import write_evaluation
 from chiasm.prediction.folders import predict
 from chiasm.prediction.tiling import is_out_of_memory
 from chiasm.preparation.plan import read_plan, write_plan
+from chiasm.records import read_record
 from chiasm.simulation.patient import Movement
 from chiasm.simulation.phantom import write_cohort
 from chiasm.storage import write_json
@@ -22,6 +23,7 @@ from chiasm.studies.study_file import Phantom, alignment_of
 from chiasm.training.run import train
 from chiasm.training.run_planning import registered_in
 
+OPENED = "opened.json"  # beside a model's scores on the locked test set: the days on which it was scored
 LOCKED = ("locked", "sealed")  # folder of the scores on the locked test set; its name in version 0.1
 
 
@@ -117,8 +119,23 @@ def _do(job: Job, terms: JobTerms) -> None:
 
 def _score_locked(job: Job, terms: JobTerms) -> None:
     """Score the locked test set, unless that is done."""
-    if not (locked_folder(job) / "evaluation.csv").exists():
-        _score(job, terms, "locked", locked_folder(job))
+    folder = locked_folder(job)
+    if not (folder / "evaluation.csv").exists():
+        days = {*days_of(folder), time.strftime("%Y-%m-%d")}
+        write_json(folder / OPENED, sorted(days))  # first: who is killed meanwhile may have seen predictions
+        _score(job, terms, "locked", folder)
+
+
+def days_of(folder: Path) -> tuple[str, ...]:
+    """Return the days on which a model was scored on the locked test set; none where that is not noted.
+
+    Args:
+        folder: As `locked_folder`.
+    """
+    try:
+        return read_record(folder / OPENED, tuple[str, ...], "no list of days")
+    except RunError:
+        return ()
 
 
 def _shortage(error: MemoryError | OSError | RuntimeError) -> str:
