@@ -603,6 +603,14 @@ def test_a_lone_ct_stands_for_no_t1_unless_a_rule_says_so_which_is_warned_of(tmp
     assert warn_of_marks(case, ["ct"]) == []
 
 
+def test_a_volume_that_hides_dicom_is_named_with_the_way_to_the_series(tmp_path: Path) -> None:
+    write_source(tmp_path / "p1")
+    (tmp_path / "mu.nii.gz").touch()
+    with pytest.raises(CohortError, match=r"such as mu.nii.gz.* --layout dicom"):
+        find_cohort(tmp_path)
+    assert find_cohort(tmp_path, layout="dicom").cases
+
+
 def test_a_folder_is_called_no_modality_that_the_header_excludes(tmp_path: Path) -> None:
     for modality in ("CT", "PT"):
         write_source(tmp_path / modality, modality=modality, SeriesDescription="WB", PatientID="p1", Modality=modality)

@@ -75,7 +75,10 @@ def test_dicom_predictions_are_not_evaluated(finished_run: Path, tmp_path: Path)
 
 def test_a_source_is_never_replaced_by_its_own_synthesis(finished_run: Path, tmp_path: Path) -> None:
     files = write_source(tmp_path / "p1", body(), spacing=SPACING)
-    made = predict(finished_run, [tmp_path], tmp_path, container="dicom")
+    for out in (tmp_path, tmp_path / "p1"):  # a NIfTI file there would hide the series
+        with pytest.raises(RunError, match="is the folder of the data"):
+            predict(finished_run, [tmp_path], out)
+    made = predict(finished_run, [tmp_path / "p1"], tmp_path, container="dicom")
     assert [problem.reason for problem in made.problems] == ["occupied"] and all(file.exists() for file in files)
     for _ in range(2):  # what was made before is
         again = predict(finished_run, [tmp_path / "p1"], tmp_path / "made", container="dicom")

@@ -310,7 +310,8 @@ def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> Coho
         reason="unknown-layout",
         found=found + _misnamed_table(root),
         expected="one of " + ", ".join(NAMES),
-        hint="Rename the files, or list them in a manifest.csv with the columns subject, t1, t2 or others.",
+        hint="Rename the files, or list them in a manifest.csv with the columns subject, t1, t2 or others."
+        + " It holds DICOM too: --layout dicom reads that alone." * (bool(files) and holds_dicom(root)),
     )
 
 

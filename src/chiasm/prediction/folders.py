@@ -13,6 +13,7 @@ from chiasm.cohorts.gathering import LOST, notes_in_lines
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.errors import ChiasmError, RecipeError, RunError
 from chiasm.locks import locked
+from chiasm.outputs import refuse_data_folder
 from chiasm.prediction.case_files import places_of, warn_of_marks, write_dicom, write_volumes
 from chiasm.prediction.engines import Engine, Hardware, freeze_for_inference
 from chiasm.prediction.ensemble import (
@@ -23,7 +24,7 @@ from chiasm.prediction.ensemble import (
     common_roles,
     name_of,
 )
-from chiasm.prediction.inputs import as_volume, check_dicom, choose_role, find_cases, read_roles
+from chiasm.prediction.inputs import as_volume, check_dicom, choose_role, find_cases, paths_among, read_roles
 from chiasm.prediction.manifest import (
     Container,
     Entry,
@@ -310,9 +311,8 @@ def predict(
 
     Raises:
         RunError: If there is no model, it is damaged, its network is code that `trust` does not name, several models
-            do not agree, a role is asked
-            for and the split is unknown, another process writes to `out`, or `out` holds what does not belong to this
-            prediction and `overwrite` is False.
+            do not agree, a role is asked for and the split is unknown, another process writes to `out`, `out` is a
+            folder of the data, or it holds what does not belong to this prediction and `overwrite` is False.
         ChiasmError: If `out` cannot be written, as when the disk is full.
         RecipeError: If `degrade` is asked of a model that is not for super-resolution, or `average` is unknown.
         CohortError: If an input holds no case.
@@ -326,6 +326,7 @@ def predict(
     if say is not None:
         say(chosen.announce())
     runs = single_runs([run] if isinstance(run, Path) else run)
+    refuse_data_folder(out, paths_among(inputs))
     with locked(out):
         models = load_models(runs, trust)
         model = models[0]

@@ -245,9 +245,14 @@ def choose_role(
         raise unknown("role", only, ("all", *known))
     chosen = [case for case in found.cases if roles.get(case.id) == role]
     if not chosen:
-        place = next((one for one in inputs if isinstance(one, Path)), run)
+        place = next(iter(paths_among(inputs)), run)
         raise CohortError(f"holds no {role} case of this run", path=place, reason="no-cases")
     return found._replace(cases=chosen)
+
+
+def paths_among(inputs: Sequence[Path | Case]) -> list[Path]:
+    """Return the inputs that are places, without cases."""
+    return [one for one in inputs if isinstance(one, Path)]
 
 
 def _with_losses(found: Inputs) -> Inputs:
