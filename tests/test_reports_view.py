@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,17 @@ def test_what_is_no_volume_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(VolumeError, match=told):
             view([tmp_path / place], tmp_path / "view.html")
+    predicted = tmp_path / "study" / "jobs" / "a" / "predictions"
+    predicted.mkdir(parents=True)
+    for file in (
+        predicted / "predictions.json",
+        *(tmp_path / "study" / one for one in ("evaluation.csv", "report.html")),
+    ):
+        file.touch()
+    with zipfile.ZipFile(tmp_path / "study" / "arrays.npz", "w"):  # an archive may hold DICOM
+        pass
+    with pytest.raises(VolumeError, match=rf"folder of results.*study/report.html.* chiasm view {predicted}\."):
+        view([tmp_path / "study"])
     scan_file = one_volume(tmp_path)
     with pytest.raises(VolumeError, match="found 13, expected 1 to 12"):
         view([scan_file] * 13, tmp_path / "view.html")

@@ -42,6 +42,13 @@ SAMPLE = 500_000  # voxels that a window is chosen from
 MOST_LABELS = 32  # an image has more values than a map of labels
 PARALLEL = 1e-3  # cosines of axes that differ by less are of one direction
 PREDICTIONS = "predictions"  # in the folder of `chiasm run`
+#: What marks a folder of results, and its page.
+PAGES = {
+    "evaluation.csv": "report.html",
+    "registration.json": "registration.html",
+    "log.jsonl": "progress.html",
+    "key.csv": "rate.html",
+}
 TEMPORARY = ("chiasm-view-", "view.html")  # how the name of a temporary folder begins, and its only file
 KEPT_S = 24 * 60 * 60  # so long a page stays in its temporary folder at least
 MARK = '<meta name="generator" content="chiasm view">'  # in a page that may be replaced
@@ -191,6 +198,17 @@ def _volumes_at(places: Sequence[Path], series: Sequence[str]) -> list[Shown]:
 
 
 def _check_folder(place: Path) -> None:
+    """Refuse a folder that is no place of volumes; one of results is named with its page and its predictions."""
+    page = next((page for mark, page in PAGES.items() if (place / mark).is_file() and (place / page).is_file()), None)
+    if page is not None:
+        predicted = sorted(place.glob(f"jobs/*/{PREDICTIONS}/{FILE}"))
+        jobs = f", or a case of one of its jobs: chiasm view {predicted[0].parent}" if predicted else ""
+        raise VolumeError(
+            "is a folder of results, not of volumes",
+            path=place,
+            reason="no-volume",
+            hint=f"Its page is {place / page}. Name volumes to show{jobs}.",
+        )
     if place.is_dir() and not holds_dicom(place):
         raise VolumeError(
             "is a folder without DICOM files and without predictions",
