@@ -117,11 +117,19 @@ def test_an_unknown_method_is_refused_with_the_names_of_all() -> None:
         ("training.batch=1000000000000", "4096"),
         ("generator.widths=[1000000000000]", "4096"),
         ("method.x=1", "none"),
+        ("data.sources=t1,t2", r'such as \[1, 2\] or \["t1", "t2"\]'),
+        ("generator.options={'size': 24}", r"expected \{size=24\}"),
+        ("generator.options=24", r"such as \{size=24\}"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_would_be_right(setting: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         make_recipe(settings=[setting])
+
+
+def test_a_table_may_be_toml_or_json() -> None:
+    asked = [make_recipe(settings=[f"generator.options={text}"]) for text in ("{size = 24}", '{"size": 24}')]
+    assert [dict(recipe.generator.options) for recipe in asked] == [{"size": 24}] * 2
 
 
 def test_unknown_names_list_the_known_ones() -> None:

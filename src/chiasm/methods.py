@@ -6,14 +6,13 @@ A recipe is built in layers: the defaults, one size (how much effort), one metho
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-from chiasm.errors import RecipeError, shortened, unknown
-from chiasm.recipe import Recipe, validate_recipe
+from chiasm.errors import unknown
+from chiasm.recipe import Recipe, parse_setting, put_setting, validate_recipe
 from chiasm.sizes import OWN_SIZES, SIZES, Changes
 
 #: What a run can be trained for, in words.
@@ -443,12 +442,12 @@ def make_recipe(
     found = find_method(method)
     if size not in SIZES:
         raise unknown("size", size, SIZES)
-    asked: list[Changes] = [found.changes, changes or {}, dict(map(_parse_setting, settings))]
+    asked: list[Changes] = [found.changes, changes or {}, dict(map(parse_setting, settings))]
     is_own = all(layer.get("generator.network", _OWN) == _OWN for layer in asked)
     layers: list[Changes] = [SIZES[size], OWN_SIZES.get(size, {}) if is_own else {}, *asked]
     content: dict[str, Any] = {"method": found.key, "size": size}
     for name, value in chain.from_iterable(layer.items() for layer in layers):
-        _put(content, name, value)
+        put_setting(content, name, value)
     return validate_recipe(content, None)
 
 
@@ -463,34 +462,6 @@ def change_recipe(content: dict[str, Any], changes: Changes, settings: Sequence[
     Raises:
         RecipeError: As `make_recipe`.
     """
-    for name, value in [*changes.items(), *map(_parse_setting, settings)]:
-        _put(content, name, value)
+    for name, value in [*changes.items(), *map(parse_setting, settings)]:
+        put_setting(content, name, value)
     return validate_recipe(content, None)
-
-
-def _parse_setting(text: str) -> tuple[str, object]:
-    name, separator, value = text.partition("=")
-    if not separator or not name.strip():
-        raise RecipeError("a setting is not of the form section.field=value", reason="setting", found=repr(text))
-    try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
-    except (ValueError, RecursionError):  # no TOML, a number of endless digits, brackets without end
-        return name.strip(), value.strip()
-
-
-def _put(content: dict[str, Any], name: str, value: object) -> None:
-    section, separator, field = name.partition(".")
-    known = Recipe.model_fields
-    if section not in known:
-        raise unknown("section of a recipe", section, list(known))
-    settings = known[section].annotation
-    fields = getattr(settings, "model_fields", {})
-    field = getattr(settings, "OLD_NAMES", {}).get(field, field)
-    if not separator and fields:
-        raise RecipeError(f"{section!r} is a section", reason="setting", expected=f"{section}.FIELD={shortened(value)}")
-    if not separator:
-        content[section] = value
-        return
-    if field not in fields:
-        raise unknown(f"setting in {section!r}", field, list(fields) or "none")
-    content.setdefault(section, {})[field] = value

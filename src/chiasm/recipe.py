@@ -1,10 +1,13 @@
 """The settings of a training: frozen, validated, read from TOML and written to TOML.
 
-This module has the sections and their fields, each with its bounds; `methods` has the methods by name.
+This module has the sections and their fields, each with its bounds, and reads single settings as they are given to
+`--set`; `methods` has the methods by name.
 """
 
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -12,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chiasm.checksums import check_checksum, with_checksum, without_checksum
-from chiasm.errors import RecipeError, shortened
+from chiasm.errors import RecipeError, shortened, unknown
 from chiasm.names import SAFE_NAME, is_safe_id
 from chiasm.storage import read_toml, write_toml
 
@@ -378,6 +381,13 @@ def write_recipe(path: Path, recipe: Recipe) -> None:
     write_toml(path, with_checksum(recipe.model_dump(mode="json")))
 
 
+#: How a value is written, by the kind of error that another value causes.
+AS_WRITTEN = {
+    "tuple_type": 'Write a list in brackets, such as [1, 2] or ["t1", "t2"].',
+    "dict_type": "Write a table in braces, such as {size=24}.",
+}
+
+
 def validate_recipe(content: Mapping[str, Any], path: Path | None) -> Recipe:
     """Make a recipe of its sections, read from `path` or made here.
 
@@ -395,4 +405,67 @@ def validate_recipe(content: Mapping[str, Any], path: Path | None) -> Recipe:
             message += f" or {errors[1]['msg'].removeprefix('Input should be ')}"  # a word or a number
         what = f"setting {name}: {message}"
         found = None if isinstance(first["input"], Mapping) else shortened(first["input"])
-        raise RecipeError(what[0].lower() + what[1:], path=path, reason="setting", found=found) from error
+        hint = AS_WRITTEN.get(first["type"])
+        raise RecipeError(what[0].lower() + what[1:], path=path, reason="setting", found=found, hint=hint) from error
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """Separate a text such as "loss.norm=l1" into the name and the value of a setting.
+
+    Raises:
+        RecipeError: If it has no name or no equals sign, or the value is a table that cannot be read.
+    """
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise RecipeError("a setting is not of the form section.field=value", reason="setting", found=repr(text))
+    return name.strip(), _parse_value(value.strip(), name.strip())
+
+
+def _parse_value(text: str, name: str) -> object:
+    """Read a value as TOML, a table also as JSON; what is neither is a word.
+
+    >>> _parse_value('{size = 24}', "generator.options"), _parse_value('{"size": 24}', "generator.options")
+    ({'size': 24}, {'size': 24})
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):  # no TOML, a number of endless digits, brackets without end
+        if not text.startswith("{"):
+            return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise RecipeError(
+            f"the value of {name} is no table of TOML or JSON",
+            reason="setting",
+            found=shortened(text),
+            expected='{size=24} or {"size": 24}',
+        ) from None
+
+
+def put_setting(content: dict[str, Any], name: str, value: object) -> None:
+    """Put a value into the sections of a recipe.
+
+    Args:
+        content: The sections; changed in place.
+        name: Dotted, such as "loss.norm"; names of version 0.1 are known too.
+        value: Not yet checked.
+
+    Raises:
+        RecipeError: If there is no such section or setting.
+    """
+    section, separator, field = name.partition(".")
+    known = Recipe.model_fields
+    if section not in known:
+        raise unknown("section of a recipe", section, list(known))
+    settings = known[section].annotation
+    fields = getattr(settings, "model_fields", {})
+    field = getattr(settings, "OLD_NAMES", {}).get(field, field)
+    if not separator and fields:
+        raise RecipeError(f"{section!r} is a section", reason="setting", expected=f"{section}.FIELD={shortened(value)}")
+    if not separator:
+        content[section] = value
+        return
+    if field not in fields:
+        raise unknown(f"setting in {section!r}", field, list(fields) or "none")
+    content.setdefault(section, {})[field] = value
