@@ -311,7 +311,7 @@ def _unrecognised(root: Path, files: Sequence[File], layout: str | None) -> Coho
         found=found + _misnamed_table(root),
         expected="one of " + ", ".join(NAMES),
         hint="Rename the files, or list them in a manifest.csv with the columns subject, t1, t2 or others."
-        + " It holds DICOM too: --layout dicom reads that alone." * (bool(files) and holds_dicom(root)),
+        + " It holds DICOM too: chiasm inspect --layout dicom reads that alone." * (bool(files) and holds_dicom(root)),
     )
 
 
