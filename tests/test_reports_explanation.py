@@ -219,7 +219,14 @@ CHANGES: list[tuple[str, Callable[[Evidence], Evidence]]] = [
     ("weigh 1.01 times", lambda found: with_last(found, "validation", weight_ratio=1.01)),
     ("halve its rate", lambda found: with_last(found, "step", accuracy_global=0.99)),
     ("double its rate", lambda found: with_last(found, "step", accuracy_local=0.5)),
-    ("1.60 times the true one", lambda found: with_value(found, "mask", "calibration", 1.6)),
+    (
+        "1.60 times the true one: calibrate it on more cases, chiasm train --set split.validation=0.4",
+        lambda found: with_value(replace(found, roles={"train": 8, "validation": 2}), "mask", "calibration", 1.6),
+    ),
+    (  # of two subjects one validates, whatever the share
+        "1.60 times the true one: it needs more cases",
+        lambda found: with_value(replace(found, roles={"train": 1, "validation": 1}), "mask", "calibration", 1.6),
+    ),
     ("Only 5 cases", lambda found: replace(found, rows=[row for row in found.rows if row.case != "case5"])),
 ]
 

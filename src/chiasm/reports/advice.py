@@ -218,10 +218,16 @@ def _expected_error(found: Evidence) -> str:
     ratio = found.scores("mask", "calibration")
     if ratio is None or TRUSTED[0] <= ratio.mean <= TRUSTED[1]:
         return ""
-    return (
-        f"The expected error is {ratio.mean:.2f} times the true one: calibrate it on more cases, "
-        f"chiasm train --set split.validation={min(0.4, 2 * found.recipe.split.validation):g}."
-    )
+    return f"The expected error is {ratio.mean:.2f} times the true one: {_way_to_calibrate(found)}."
+
+
+def _way_to_calibrate(found: Evidence) -> str:
+    """Name the setting by which more cases calibrate a model, if there is one: several models share all cases."""
+    validating, share = found.roles.get("validation", 0), min(0.4, 2 * found.recipe.split.validation)
+    more = round(share * (validating + found.roles.get("train", 0)))
+    if found.recipe.split.models != 1 or more <= validating:
+        return "it needs more cases to calibrate on, so use it to compare voxels, not as a number"
+    return f"calibrate it on more cases, chiasm train --set split.validation={share:g}"
 
 
 def _few(found: Evidence) -> str:
