@@ -44,7 +44,9 @@ def recipe(**settings: object) -> Recipe:
 @pytest.fixture(scope="module")
 def trained(toy_cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("several") / "run"
-    train(toy_cohort, recipe(), folder, say=lambda _: None)
+    said: list[str] = []
+    train(toy_cohort, recipe(), folder, say=said.append, announce=lambda _: said.append("announced"))
+    (folder.parent / "said.txt").write_text("\n".join(said))
     return folder
 
 
@@ -197,6 +199,13 @@ def test_a_kill_between_two_exchanges_is_made_good(trained: Path, toy_cohort: Pa
     assert read_calibration(model / "calibration.json") != wanted
     train(toy_cohort, recipe(), copy, say=lambda _: None)
     assert read_calibration(model / "calibration.json") == wanted
+
+
+def test_the_whole_is_announced_before_the_first_model_begins(trained: Path) -> None:
+    said = (trained.parent / "said.txt").read_text().splitlines()
+    first = said.index("announced")
+    assert said[first + 1].startswith("model 1 of 2") and sum(line.startswith("model 1 of 2") for line in said) == 1
+    assert any(line.startswith("model 2 of 2") for line in said[first + 2 :])
 
 
 def test_each_case_gets_the_image_of_the_model_that_did_not_learn_from_it(

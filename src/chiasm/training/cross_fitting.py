@@ -79,10 +79,12 @@ def train(
     if models == 1:
         return one(data, recipe, folder, watcher=_watcher_in(folder, watcher), minutes=minutes, announce=announce)
 
-    def begin(planned: PlannedRun) -> None:
+    def begin(planned: PlannedRun, heading: str | None) -> None:
         write_recipe(folder / "recipe.toml", recipe)  # now that nothing in it was refused
         if announce is not None:
             announce(planned)
+        if heading is not None:
+            say(heading)
 
     _check(data, recipe, folder)
     with locked(folder):
@@ -96,9 +98,14 @@ def train(
             time = None if minutes is None else minutes / models
             like = runs[0].plan if runs else None
             part = part if like is None else _in_its_plane(part, number, place, like)
-            say(f"model {number} of {models}{'' if part.data.plane == 'auto' else f', of {part.data.plane} slices'}")
+            heading = (
+                f"model {number} of {models}{'' if part.data.plane == 'auto' else f', of {part.data.plane} slices'}"
+            )
+            announced = partial(begin, heading=None if runs else heading)
+            if runs:  # the first one is planned for the whole, so its heading follows what is announced of that
+                say(heading)
             aside = {"watcher": _watcher_in(place, watcher), "cache": folder / "cache", "like": like}
-            runs.append(one(cohort, part, place, minutes=time, announce=begin, **aside))
+            runs.append(one(cohort, part, place, minutes=time, announce=announced, **aside))
         _exchange_calibrations(folder, [run.folder for run in runs])
     problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
     return Run(folder, runs[0].plan, runs[0].split, problems)

@@ -17,6 +17,7 @@ from torch import nn
 
 from chiasm.prediction.engines import AUTOCAST, has_precision, pick_precision
 from chiasm.prediction.model import source_channels
+from chiasm.prediction.model_files import PARTS
 from chiasm.preparation.arrays import Say
 from chiasm.preparation.plan import Plan
 from chiasm.preparation.planning import has_gpu
@@ -74,6 +75,8 @@ def choose_threads(
 def threads_for(recipe: Recipe, plan: Plan, folder: Path, say: Say, asked: int | None = None) -> int:
     """Return the threads of a training: as asked for, as noted in its folder, or as measured, which is said.
 
+    Of several models that share a cohort, the first one is measured for all.
+
     Args:
         recipe: Networks and batch.
         plan: Says patch and dimensions.
@@ -84,9 +87,11 @@ def threads_for(recipe: Recipe, plan: Plan, folder: Path, say: Say, asked: int |
     most = torch.get_num_threads()
     if asked is not None or not _is_free(recipe, most):
         return asked or most
-    noted = read_facts(folder / NOTED).get("threads")
-    if isinstance(noted, int) and 1 <= noted <= most:
-        return noted
+    places = [folder, folder.with_name("1")] if folder.parent.name == PARTS else [folder]
+    noted = (read_facts(place / NOTED).get("threads") for place in places)
+    known = next((threads for threads in noted if isinstance(threads, int) and 1 <= threads <= most), None)
+    if known is not None:
+        return known
     numbers = sorted({1, max(1, most // 2), most})
     found = choose_threads(_passes(recipe, plan), numbers)
     say(found.line)
