@@ -51,7 +51,7 @@ def test_page_and_digest_say_better_or_worse_only_if_interval_and_tolerance_agre
     assert comparisons[0].p_holm < 0.05  # a test alone would call each of them a difference
     arms = {"A1": "L2", "A7": "attention"}
     found = Findings("study", rows, comparisons, (), (), arms, (), "", (), {}, (), "", {})
-    page = write_findings(tmp_path / "report.html", found).read_text()
+    page = write_findings(tmp_path / "report.html", found).read_text().replace("\u00a0", " ")
     claims = page[page.index('<section id="found">') : page.index('<section id="trade-off">')].replace(RULE, "")
     lines = [line for line in write_digest(tmp_path, found).read_text().splitlines() if line.startswith("- ")]
     for words in (claims, "\n".join(lines)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from chiasm.evaluation.claims import Claim
+from chiasm.reports.drawing import HARD_SPACE
 
 Tone = Literal["good", "mixed", "bad"]
 TONE_OF: Mapping[Claim, Tone] = {"better": "good", "worse": "bad"}  # of a claim; of all others mixed
@@ -59,7 +61,19 @@ def _templates() -> Environment:
     return Environment(
         loader=PackageLoader("chiasm", "reports/templates"),
         autoescape=True,
+        finalize=_with_percent,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _with_percent(value: object) -> object:
+    """Keep the percent signs of a text on the line of their numbers; leave other values.
+
+    >>> _with_percent("80 % of 5")
+    '80\xa0% of 5'
+    """
+    if not isinstance(value, str) or " %" not in value:
+        return value
+    return type(value)(re.sub(r"(?<=\d) %", f"{HARD_SPACE}%", value))
