@@ -53,6 +53,8 @@ def test_page_and_digest_say_better_or_worse_only_if_interval_and_tolerance_agre
     found = Findings("study", rows, comparisons, (), (), arms, (), "", (), {}, (), "", {})
     page = write_findings(tmp_path / "report.html", found).read_text().replace("\u00a0", " ")
     claims = page[page.index('<section id="found">') : page.index('<section id="trade-off">')].replace(RULE, "")
+    tests = page[page.index('<section id="tests">') :]
+    assert "<dt>dual-attention (A7)</dt>" in page and ">dual-attention (A7)</" in tests
     lines = [line for line in write_digest(tmp_path, found).read_text().splitlines() if line.startswith("- ")]
     for words in (claims, "\n".join(lines)):
         assert said in words and {word for word in ("better", "worse") if word in words} == {said} & {"better", "worse"}

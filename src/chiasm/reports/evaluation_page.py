@@ -18,6 +18,7 @@ import numpy as np
 from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.rows import LEAST_LESION, LESION, Row
 from chiasm.evaluation.summary import paired, summarise
+from chiasm.methods import title_of
 from chiasm.reports.curves import describe_health, draw_curves, logged_warnings
 from chiasm.reports.drawing import (
     INK,
@@ -179,7 +180,8 @@ def _tabulate_methods(page: EvaluationPage) -> PageTable | None:
     means = [MethodMean(s.region, s.metric, s.method, s.unit, s.mean, s.sd, s.n) for s in summarise(rows)]
     notes = dict.fromkeys(page.naive, "naive") | {page.method: "under assessment"}
     methods = [Column(name, notes.get(name, ""), True) for name in _order_methods(page, rows)]
-    return tabulate_means(f"Metrics by region, {page.method} beside the naive baselines", means, methods, "cases")
+    caption = f"Metrics by region, {title_of(page.method)} beside the naive baselines"
+    return tabulate_means(caption, means, methods, "cases")
 
 
 # The plot of all cases

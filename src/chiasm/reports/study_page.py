@@ -19,6 +19,7 @@ from chiasm.evaluation.expected_error import POOLED
 from chiasm.evaluation.metric_table import find_metric
 from chiasm.evaluation.rows import LEAST_LESION, Row
 from chiasm.evaluation.statistics import Comparison, MethodSummary, stays_within
+from chiasm.methods import METHODS, title_of
 from chiasm.reports.curves import describe_health, draw_curves
 from chiasm.reports.pages import TONE_OF, PageSection, Remark, render_page
 from chiasm.reports.study_cases import CasePanes
@@ -139,7 +140,7 @@ def list_sections(found: Findings) -> list[PageSection]:
     trade_off = {
         "trade_off": draw_trade_off(found.comparisons, found.lesion),
         "forest": draw_forest(found.comparisons, found.shown_regions),
-        "arms": found.arms,
+        "arms": {title_of(arm): words for arm, words in found.arms.items()},
     }
     lesions = {"least": LEAST_LESION, "tables": tabulate_lesions(found.rows, found.assessed, f", {found.assessed}")}
     expected_error = {
@@ -199,8 +200,13 @@ def _tabulate_methods(found: Findings) -> PageTable | None:
         MethodMean(s.region, s.metric, s.method, s.unit, s.mean, seeds_sd(found, s), s.subjects)
         for s in found.summaries
     )
-    methods = [Column(name, "" if name in found.arms else "naive", True) for name in found.methods]
+    methods = [Column(name, _note_of(name) if name in found.arms else "naive", True) for name in found.methods]
     return tabulate_means("Metrics by region and method", means, methods, "subjects", unmarked=found.own_units)
+
+
+def _note_of(arm: str) -> str:
+    """Return the name of a method, below its short code; "" of variants and of methods without a code."""
+    return METHODS[arm].name if arm in METHODS and METHODS[arm].code else ""
 
 
 def seeds_sd(found: Findings, one: MethodSummary) -> float:
@@ -227,7 +233,8 @@ def _tabulate_differences(comparisons: Sequence[Comparison]) -> PageTable | None
 
 def _difference_cells(one: Comparison) -> list[Cell]:
     return [
-        *(cell(name) for name in (one.arm, one.against, one.region)),
+        *(Cell(title_of(name), name) for name in (one.arm, one.against)),
+        cell(one.region),
         Cell(find_metric(one.metric).label, one.metric),
         Cell("primary" if one.primary else "exploratory", one.primary, one.primary),
         *(number_cell(share, 1.0) for share in one.percent),
@@ -258,7 +265,7 @@ def _tabulate_expected_error(rows: Iterable[Row], arms: Sequence[str]) -> PageTa
     shown = sorted({row.method for row in wanted}, key=arms.index)
     means = mean_table(wanted, lambda row: (row.region, row.metric), lambda row: row.method)
     lines = [_map_line(*score, mean_cells(line, shown, 1.0)) for score, line in means.items()]
-    columns = [Column("Region"), Column("Score"), *(Column(arm, "", True) for arm in shown)]
+    columns = [Column("Region"), Column("Score"), *(Column(arm, _note_of(arm), True) for arm in shown)]
     return PageTable("Each method’s map, means over cases, folds and seeds", columns, lines)
 
 
