@@ -1,9 +1,9 @@
-# make setup | demo | test | lint | fast | coverage | site | wheel | clean.  PYTHON=python3.12 chooses another interpreter.
+# make setup | demo | test | lint | fast | floors | coverage | site | wheel | clean.  PYTHON=python3.12 chooses another interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test long lint fast coverage site wheel clean
+.PHONY: setup demo test long lint fast floors coverage site wheel clean
 setup: $(VENV)/.ready
 
 # torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.  Python compiles what is imported, when it is:
@@ -33,6 +33,16 @@ long: lint  # what `make test` leaves out: the same again in another form
 
 fast: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m 'not slow'
+
+# The tests with the oldest versions that pyproject.toml admits, of which newer packages warn; torch is an exception, since
+# CPU wheels of older ones are not on PyPI.
+floors:
+	rm -rf build/floors
+	$(PYTHON) -m venv build/floors
+	build/floors/bin/pip install --quiet --no-compile torch==2.13.0 uv
+	build/floors/bin/uv pip install --quiet --python build/floors --resolution lowest-direct torch==2.13.0 -e '.[dev]'
+	OMP_NUM_THREADS=1 build/floors/bin/pytest -n auto --dist loadfile -m 'not long' \
+		-W default::DeprecationWarning -W default::PendingDeprecationWarning
 
 # All tests once more, with the lines that none of them runs; half as slow again as make test.
 coverage: setup

@@ -86,7 +86,9 @@ def check_installed() -> None:
     """
     if importlib.util.find_spec("pymedphys") is None:
         raise RecipeError(
-            "gamma needs PyMedPhys, which is not installed", reason="not-installed", hint="pip install 'chiasm[dose]'"
+            "gamma needs PyMedPhys, which is not installed",
+            reason="not-installed",
+            hint="pip install 'chiasm[dose]', in Python 3.12 or older",
         )
 
 
