@@ -295,6 +295,20 @@ def test_a_case_without_its_target_is_named_and_the_others_are_scored(
     assert {row.case for row in done.rows} and case not in {row.case for row in done.rows}
 
 
+def test_a_real_image_that_lies_elsewhere_is_named_and_scored(
+    predictions: Path, toy_cohort: Path, tmp_path: Path
+) -> None:
+    assert not any("mm from the source" in note for note in score_folder(predictions, toy_cohort).remarks.notes)
+    data = tmp_path / "data"
+    shutil.copytree(toy_cohort, data)
+    case = sorted(path.name.split("_t2")[0] for path in predictions.glob("*_t2.nii.gz"))[0]
+    file = data / case / f"{case}_t2.nii.gz"
+    image = read_volume(file)
+    save(file, np.roll(image.array, 8, 1), image.geometry.affine)
+    (note,) = score_folder(predictions, data, naive=False).remarks.notes
+    assert note.startswith(f"case {case}: the real t2 seems to lie about 8 mm from the source")
+
+
 def test_a_prediction_on_another_grid_is_refused(predictions: Path, toy_cohort: Path, tmp_path: Path) -> None:
     folder = tmp_path / "p"
     shutil.copytree(predictions, folder)

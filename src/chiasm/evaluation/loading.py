@@ -25,6 +25,7 @@ from chiasm.prediction.baselines import Baselines
 from chiasm.prediction.manifest import Entry, Manifest, check_files
 from chiasm.preparation.arrays import PreparedSource, prepare_source
 from chiasm.preparation.degradation import simulated, thick_mask
+from chiasm.preparation.displacement import displacement_mm
 from chiasm.preparation.fingerprint import known_of
 from chiasm.preparation.intensity import IntensityMap, fit_intensity
 from chiasm.preparation.plan import Plan
@@ -63,6 +64,7 @@ class EvaluationCase:
         part: Where all this lies on the source's grid, if only a part was kept: beyond the mask, real image and
             prediction are the background.
         own: The way back to the intensities of the real image; None of CT.
+        apart_mm: About how far the real image lies from the first source; 0 where both lie on one another.
     """
 
     case: Case
@@ -81,6 +83,7 @@ class EvaluationCase:
     deviation: KeptImage | None = None
     part: KeptPart | None = None
     own: OwnUnits | None = None
+    apart_mm: float = 0.0
 
     @property
     def prediction(self) -> NDArray[np.float32]:
@@ -178,6 +181,7 @@ def load_case(
     use, lacks = _use(assessed, entry, mask, inside), _lacking(case, plan)
     source, grid = KeptImage(first.array), first.geometry
     loaded = EvaluationCase(case, entry, made, {}, real, None, inside, values, source, grid, use, problem, lacks)
+    loaded = replace(loaded, apart_mm=displacement_mm(first, target))
     del prediction, target, labels, made, real, values, source  # what is not kept is let go
     part = _part_of(loaded, plan) if narrow else None
     if part is not None:

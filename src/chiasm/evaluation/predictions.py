@@ -6,7 +6,7 @@ baselines' tables only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -170,7 +170,7 @@ class CaseScores(NamedTuple):
         problems: Cases that could not be scored.
         spoiled: Labels that were not used.
         masks: Which masks were.
-        notes: Cases without naive baselines, one sentence each.
+        notes: Cases without naive baselines, or whose real image lies elsewhere, one sentence each.
     """
 
     rows: list[Row]
@@ -187,7 +187,7 @@ class _ScoredCase(NamedTuple):
     problem: Problem | None
     spoiled: Problem | None = None
     mask: MaskUse | None = None
-    note: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def score_cases(
@@ -223,11 +223,11 @@ def score_cases(
 
 def _gathered(cases: Sequence[_ScoredCase]) -> CaseScores:
     rows = [row for case in cases for row in case.rows]
-    problems, spoiled, masks, notes = (
+    problems, spoiled, masks = (
         [getattr(case, name) for case in cases if getattr(case, name) is not None]
-        for name in ("problem", "spoiled", "mask", "note")
+        for name in ("problem", "spoiled", "mask")
     )
-    return CaseScores(rows, problems, spoiled, tuple(masks), tuple(notes))
+    return CaseScores(rows, problems, spoiled, tuple(masks), tuple(note for case in cases for note in case.notes))
 
 
 def _score_one(
@@ -246,16 +246,25 @@ def _score_one(
     give_back()
     if after is not None:
         after(loaded, one, rows)
-    note = None
-    if loaded.lacks and scoring.naive:
-        note = (
-            f"case {entry.case}: the reference has no {' and '.join(loaded.lacks)}, so its prediction is scored "
-            f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
-        )
-    scored = _ScoredCase(rows, None, loaded.problem, loaded.use, note)
+    scored = _ScoredCase(rows, None, loaded.problem, loaded.use, tuple(_notes_on(loaded, one, naive=scoring.naive)))
     del loaded  # before the next case is read
     give_back()
     return scored
+
+
+def _notes_on(loaded: EvaluationCase, one: PredictionFolder, *, naive: bool) -> Iterator[str]:
+    """Say which naive baselines a case lacks, and whether its real image lies elsewhere."""
+    case, target = loaded.entry.case, one.plan.target
+    if loaded.lacks and naive:
+        yield (
+            f"case {case}: the reference has no {' and '.join(loaded.lacks)}, so its prediction is scored "
+            f"without the naive baselines ({', '.join(one.baselines.names)}), and is not compared with them"
+        )
+    if loaded.apart_mm:
+        yield (
+            f"case {case}: the real {target} seems to lie about {loaded.apart_mm:.0f} mm from the source, so scores "
+            "measure that too; chiasm evaluate --register rigid aligns it first"
+        )
 
 
 _Job = tuple[int, Path, Entry]  # place among all cases, folder of predictions, what its manifest says of the case

@@ -92,7 +92,7 @@ class Remarks(NamedTuple):
     Attributes:
         masks: One for each prediction that was scored.
         problems: Labels that were not used, one sentence each.
-        notes: Cases without naive baselines, one sentence each.
+        notes: Cases without naive baselines, or whose real image lies elsewhere, one sentence each.
     """
 
     masks: tuple[MaskUse, ...] = ()

@@ -7,7 +7,7 @@ change the weights of everybody else's model.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -24,6 +24,7 @@ from chiasm.cohorts.labels import region_volumes, usable_labels
 from chiasm.errors import CohortError, VolumeError
 from chiasm.on_demand import Scratch
 from chiasm.preparation.degradation import arranged, check_slices
+from chiasm.preparation.displacement import displacement_mm
 from chiasm.preparation.fingerprint import CaseFacts, ExaminationSettings, facts_of, terms_of
 from chiasm.preparation.intensity import MapKind, fit_intensity
 from chiasm.preparation.side_by_side import in_threads
@@ -32,6 +33,7 @@ from chiasm.recipe import Data
 from chiasm.volumes import Geometry, Volume, check_pair
 from chiasm.volumes.screening import files_at
 
+MOST_NAMED = 5  # images in a message
 FEWEST_VOXELS = 64  # inside a mask: fewer show nothing of an image
 
 
@@ -43,11 +45,13 @@ class ExaminedImage:
         geometry: Its grid, as stored.
         voxels: The `voxel_hash` of its values.
         thumbnail: A coarse view for finding copies, or None of an image that was made.
+        apart_mm: About how far it lies from where the first image of its case has it; 0 where it lies there.
     """
 
     geometry: Geometry
     voxels: str
     thumbnail: Thumbnail | None
+    apart_mm: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,14 +105,14 @@ def examine_case(case: Case, names: Sequence[str], regions: Regions, data: Data 
     if data is None:
         _read_mask(case, volumes, problems)
     is_usable = not problems
-    labels = None
+    labels = first = None
     if volumes:
         name, first = next(iter(volumes.items()))
         labels, spoiled = usable_labels(case, regions, first, name)
         if spoiled is not None:
             problems.append(spoiled)
             case = replace(case, labels=None)
-    images = {name: _examined(volume, name in case.synthetic) for name, volume in volumes.items()}
+    images = {name: _examined(volume, first, name in case.synthetic) for name, volume in volumes.items()}
     regions_ml = {} if labels is None else region_volumes(labels, regions)
     return ExaminedCase(case, images, regions_ml, facts, tuple(problems), is_usable)
 
@@ -276,8 +280,26 @@ def _facts(case: Case, volumes: Mapping[str, Volume], mask: Volume | None, terms
     return facts
 
 
-def _examined(volume: Volume, is_made: bool) -> ExaminedImage:
-    return ExaminedImage(volume.geometry, voxel_hash(volume.array), None if is_made else thumbnail(volume))
+def _examined(volume: Volume, first: Volume | None, is_made: bool) -> ExaminedImage:
+    apart_mm = 0.0 if first is None or volume is first else displacement_mm(first, volume)
+    return ExaminedImage(volume.geometry, voxel_hash(volume.array), None if is_made else thumbnail(volume), apart_mm)
+
+
+def describe_displaced(cases: Iterable[ExaminedCase]) -> str | None:
+    """Name the cases whose images do not lie on one another, and what can be done; None where all do."""
+    found = [
+        f"{one.case.id} ({name} about {image.apart_mm:.0f} mm from {next(iter(one.images))})"
+        for one in cases
+        for name, image in one.images.items()
+        if image.apart_mm
+    ]
+    if not found:
+        return None
+    listed = ", ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
+    return (
+        f"images seem not to lie on one another, which blurs what is learnt and spoils what is scored: {listed}; "
+        "chiasm run --register rigid aligns them, and chiasm view shows them"
+    )
 
 
 @contextmanager

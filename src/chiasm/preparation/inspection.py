@@ -16,7 +16,7 @@ from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.cohorts.splits import choose_folds, make_split
 from chiasm.errors import CohortError
 from chiasm.names import amount
-from chiasm.preparation.examination import ExaminedCase, examine_cases
+from chiasm.preparation.examination import ExaminedCase, describe_displaced, examine_cases
 from chiasm.progress import Progress
 from chiasm.recipe import Data, SplitSettings
 
@@ -61,6 +61,7 @@ class Inspection:
         problems: Everything that is wrong, with file and reason.
         unused: Images that no case uses, such as volumes whose names do not fit the layout.
         verdict: Where a pair was asked for: how many can be used, how training would split them, what to do next.
+        displaced: Which images do not lie on others of their case, in words; None where all do.
     """
 
     cohort: Cohort
@@ -68,6 +69,7 @@ class Inspection:
     problems: tuple[Problem, ...]
     unused: tuple[Path, ...]
     verdict: tuple[str, ...] = ()
+    displaced: str | None = None
 
     def lines(self) -> list[str]:
         """Return layout, counts and cases as lines of text; problems are not among them."""
@@ -85,7 +87,8 @@ class Inspection:
         if self.unused:
             lines += ["not used:", *(f"  {line}" for line in _listed(self.unused, self.cohort.root))]
         width = max((len(summary.id) for summary in self.summaries), default=0)
-        return [*lines, *self.cohort.listing, *(one.line(width) for one in self.summaries), *self.verdict]
+        table = [*self.cohort.listing, *(one.line(width) for one in self.summaries)]
+        return [*lines, *table, *([f"warning: {self.displaced}"] if self.displaced else []), *self.verdict]
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -123,9 +126,9 @@ def inspect_folder(
         CohortError: If nothing is recognised, or no case has the modalities asked for.
     """
     cohort = find_cohort(root, layout=layout, selection=selection)
-    summaries, problems, usable = _inspect(cohort, sources, target, progress)
+    summaries, problems, usable, displaced = _inspect(cohort, sources, target, progress)
     verdict = () if usable is None else tuple(_verdict(root, usable, len(summaries), sources, str(target)))
-    return Inspection(cohort, tuple(summaries), tuple(problems), cohort.unused, verdict)
+    return Inspection(cohort, tuple(summaries), tuple(problems), cohort.unused, verdict, displaced)
 
 
 def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequence[str], target: str) -> Iterator[str]:
@@ -152,18 +155,20 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
 
 def _inspect(
     cohort: Cohort, sources: Sequence[str], target: str | None, progress: Progress | None
-) -> tuple[list[CaseSummary], list[Problem], list[Case] | None]:
-    """Examine all cases; return the usable ones too, where a pair was asked for."""
+) -> tuple[list[CaseSummary], list[Problem], list[Case] | None, str | None]:
+    """Examine all cases; return the usable ones too, where a pair was asked for, and which images are displaced."""
     wanted = [*sources, *([] if target is None else [target])]
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
     data = _pair(sources, target)
     summaries, problems, usable = [], list(chosen.problems), list[Case]()
+    displaced: list[ExaminedCase] = []
     with closing(examine_cases(chosen.cases, wanted or None, cohort.regions, data, progress)) as found:
         for examined in found:
             summaries.append(_summary(examined))
             problems += examined.problems
             usable += [examined.case] if examined.is_usable else []
-    return summaries, problems, None if data is None else usable
+            displaced += [examined] if any(image.apart_mm for image in examined.images.values()) else []
+    return summaries, problems, None if data is None else usable, describe_displaced(displaced)
 
 
 def _pair(sources: Sequence[str], target: str | None) -> Data | None:

@@ -37,7 +37,7 @@ from chiasm.locks import locked
 from chiasm.names import amount
 from chiasm.on_demand import PartOf
 from chiasm.preparation.arrays import Say
-from chiasm.preparation.examination import ExaminedCohort, examine_cohort
+from chiasm.preparation.examination import ExaminedCohort, describe_displaced, examine_cohort
 from chiasm.preparation.patches import EMPTY
 from chiasm.preparation.plan import Plan, read_plan, write_plan
 from chiasm.preparation.planning import continue_plan, make_plan
@@ -295,6 +295,8 @@ def plan_cases(
     usable = _gather_usable(aligned, examined, lone)
     for problem in usable.problems:
         say(problem.line)
+    if displaced := describe_displaced(examined.cases.values()):
+        say(f"warning: {displaced}")
     unpaired = _unpaired_names(recipe, split, paired, lone)
     before = _read_plan_of_before(folder / "plan.toml", unpaired)
     plan = before or _choose_plan(recipe, usable, paired, aligned, examined, wishes.parent)
