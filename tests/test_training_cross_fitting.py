@@ -222,6 +222,8 @@ def test_each_case_gets_the_image_of_the_model_that_did_not_learn_from_it(
     assert sorted(row.case for row in rows if row.method == "A17") == every
     assert sorted(row.case for row in rows if row.method == "lookup") == every
     assert not any("learnt from" in line or "trained on" in line for line in scored.headlines)
+    sheet = (tmp_path / "evaluation" / "report.html").read_text()
+    assert "<dt>split.fold</dt><dd>0 / 1</dd>" in sheet  # of each model, not of the first alone
     said = words(tmp_path / "evaluation")
     assert "model 1 of 2" in said and "discriminator ended" not in said and "attention" not in said
     assert "Model 1: The error on validation cases" in said and "Model 2: The error on validation cases" in said
@@ -245,11 +247,13 @@ def test_explanation_and_card_name_what_each_model_sees(trained: Path, toy_cohor
     run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("cache", "checkpoints"))
     second = run / "models" / "2"
     for plan in (second / "plan.toml", second / "model" / "plan.toml"):
-        write_plan(plan, replace(read_plan(plan), plane="coronal"))
+        was = read_plan(plan)
+        write_plan(plan, replace(was, plane="coronal", body_mm=((1.0, 1.0, 1.0), was.body_mm[1])))
     said, card = words(run), describe_models([run]).cards[0].facts
     assert "axial and coronal, in the order of the models" in said
     assert "Model 2 (coronal): The error on validation cases" in said and "Model 1 (axial): The reconstruction" in said
-    assert card["models"].startswith("2; slices: axial and coronal,")
+    assert card["models"] == "2; slices: axial and coronal, in the order of the models"
+    assert card["limits"].startswith("model 1: voxels") and "; model 2: voxels" in card["limits"]
     assert [len(one) for one in card["sha256 of the model"].split(", ")] == [64, 64]
     assert "axial" not in words(run / "models" / "1") and "Model" not in words(run / "models" / "1")
     shutil.rmtree(second / "model")

@@ -56,7 +56,7 @@ from chiasm.reports.evaluation_page import EvaluationPage, write_report
 from chiasm.reports.evidence import gather_evidence, split_facts
 from chiasm.reports.explanation import explain_evidence
 from chiasm.reports.registration import report_registered
-from chiasm.reports.tables import as_text, cases_of, name_some, recipe_facts
+from chiasm.reports.tables import as_text, cases_of, join_facts, name_some, recipe_facts
 from chiasm.storage import read_facts, read_toml, working_folder, write_json
 from chiasm.volumes import Reading
 
@@ -471,21 +471,20 @@ def _warnings(assessed: Sequence[PredictionFolder], rows: Sequence[Row]) -> Iter
 
 
 def _facts(assessed: Sequence[PredictionFolder], cohort: Cohort) -> dict[str, dict[str, str]]:
-    """Collect the data sheet: what was asked, on what, with what; of several folds, plan and recipe of the first."""
+    """Collect the data sheet: what was asked, on what, with what."""
     first = assessed[0]
-    reasons = read_toml(first.model / "plan.toml").get("reasons", {})
     facts = {
         "Cohort": _cohort_facts(cohort, sum(len(one.manifest.cases) for one in assessed)),
         "Split": split_facts(assessed),
-        "Plan": as_text(reasons),
+        "Plan": join_facts(as_text(read_toml(one.model / "plan.toml").get("reasons", {})) for one in assessed),
         "Model": {
             "method": first.manifest.method,
             "sha256 of model.toml": ", ".join(one.manifest.sha256 for one in assessed),
         },
-        "Recipe": recipe_facts(read_toml(first.model / "recipe.toml")),
+        "Recipe": join_facts(recipe_facts(read_toml(one.model / "recipe.toml")) for one in assessed),
     }
-    if environment := read_facts(first.model.parent / "environment.json"):
-        facts["Environment"] = as_text(environment)
+    if environment := join_facts(as_text(read_facts(one.model.parent / "environment.json")) for one in assessed):
+        facts["Environment"] = environment
     return facts
 
 

@@ -7,7 +7,7 @@ only if their test cases allow it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations, repeat
 from pathlib import Path
@@ -121,7 +121,7 @@ class _Read:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.evidence = read_evidence(place)
-        models = [find_model(one.folder) for one in self.evidence.models.values()]
+        self.models = models = [find_model(one.folder) for one in self.evidence.models.values()]
         self.model = models[0]
         self.hashes = ", ".join(sha256_of(one / CARD) for one in models)
         cards = [read_card(one) for one in models]
@@ -144,11 +144,12 @@ class _Read:
         if self.evidence.others:
             planes = self.evidence.planes
             slices = f"; slices: {planes}" if planes else ""
-            yield "models", f"{len(self.evidence.models)}{slices}; data, split and limits are those of the first"
-        yield "data", _describe_data(self.splits, self.evidence)
+            yield "models", f"{len(self.evidence.models)}{slices}"
+        each = list(zip(self.models, self.evidence.models.values(), strict=True))
+        yield "data", _of_each(_describe_data(find_splits(model), one) for model, one in each)
         rule = "folds by site" if recipe.split.by == "site" else "folds by subject"
         yield "split", f"{rule}, {recipe.split.described}, seed {recipe.split.seed}"
-        yield "limits", "; ".join(_limits(plan, self.model))
+        yield "limits", _of_each("; ".join(_limits(one.plan, model)) for model, one in each)
         environment = read_facts(self.model.parent / "environment.json")
         yield "made with", f"chiasm {environment['chiasm']}" if "chiasm" in environment else "not noted"
         yield "sha256 of the model", self.hashes
@@ -157,6 +158,16 @@ class _Read:
             yield "goes on from the model with sha256", self.parent
         yield "licence", _licence(self.model)
         yield "use", "for research; not for diagnostic use"
+
+
+def _of_each(described: Iterable[str]) -> str:
+    """Say once what holds for all models, else what holds for each.
+
+    >>> _of_each(["4 train", "4 train"]), _of_each(["4 train", "5 train"])
+    ('4 train', 'model 1: 4 train; model 2: 5 train')
+    """
+    texts = list(described)
+    return texts[0] if len({*texts}) == 1 else "; ".join(f"model {n}: {text}" for n, text in enumerate(texts, 1))
 
 
 def _describe_data(splits: SplitRecord | None, evidence: Evidence) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -321,6 +322,17 @@ def as_text(facts: Mapping[str, object]) -> dict[str, str]:
         elif value is not None:
             words[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return words
+
+
+def join_facts(facts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Join the facts of several models, each value once, in the order of the models.
+
+    >>> join_facts([{"seed": "0", "plane": "axial"}, {"seed": "0", "plane": "coronal"}])
+    {'seed': '0', 'plane': 'axial / coronal'}
+    """
+    models = list(facts)
+    names = dict.fromkeys(chain.from_iterable(models))
+    return {name: " / ".join(dict.fromkeys(one[name] for one in models if name in one)) for name in names}
 
 
 def recipe_facts(recipe: Mapping[str, Any]) -> dict[str, str]:
