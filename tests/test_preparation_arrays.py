@@ -475,6 +475,8 @@ def test_sources_on_two_grids_are_refused_and_two_on_one_are_stacked_in_order(tm
     moved[0, 3] += 4
     with pytest.raises(VolumeError, match="flair's grid differs"):
         prepare_source([one, Volume(two.array, Geometry(SHAPE, moved))], plan)
+    with pytest.raises(VolumeError, match="the flair is the same image as the t1"):
+        prepare_source([one, one], plan)
 
 
 @pytest.mark.realdata

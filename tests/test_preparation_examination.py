@@ -93,3 +93,11 @@ def test_a_cohort_without_a_usable_case_is_refused_each_time(
     for _ in range(2):
         with pytest.raises(CohortError, match="none of its 3 cases can be used"):
             examine_cohort(cohort, DATA, tmp_path)
+
+
+def test_a_case_with_one_image_for_two_modalities_is_left_out_and_named(cohort: Cohort, tmp_path: Path) -> None:
+    case = cohort.cases[0]
+    case.images["t2"].write_bytes(case.images["t1"].read_bytes())
+    found = examine_cohort(cohort, DATA, tmp_path)
+    assert [(one.case, one.reason) for one in found.problems] == [(case.id, "same-image")]
+    assert case.id not in found.cases

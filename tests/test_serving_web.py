@@ -162,6 +162,8 @@ def test_a_model_of_two_sources_takes_a_file_for_each_or_one_archive(of_two_sour
         assert client.finish(client.hand_in({"dicom": archive}))["files"][-1]["name"] == "dicom.zip"
         lacking = problem(client.hand_in({"t1": scans["t1"]}))
         assert lacking["reason"] == "sources" and "t1, flair" in lacking["message"]
+        twice = client.finish(client.hand_in({"t1": scans["t1"], "flair": scans["t1"]}))
+        assert twice["error"]["reason"] == "same-image"
         other = client.finish(client.hand_in({"dicom": scans["t1"]}))
         assert other["error"]["reason"] == "no-dicom"
 

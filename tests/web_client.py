@@ -106,9 +106,9 @@ def write_scan(folder: Path, seed: int = 1, name: str = "scan.nii.gz") -> Path:
 
 def write_archive(path: Path, folders: Mapping[str, Mapping[str, object]]) -> Path:
     """A zip archive of one DICOM series for each folder, with what its headers say."""
-    image = np.rint(pair(1, 5.0, SHAPE)[0]).astype(np.int16)
     with zipfile.ZipFile(path, "w") as archive:
-        for name, says in folders.items():
+        for seed, (name, says) in enumerate(folders.items(), 1):
+            image = np.rint(pair(seed, 5.0, SHAPE)[0]).astype(np.int16)
             place = path.with_suffix("") / name
             for file in write_source(place, image, spacing=(1.0, 1.0, 3.0), **says):  # type: ignore[arg-type]
                 archive.write(file, f"{name}/{file.name}")

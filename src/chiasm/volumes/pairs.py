@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from chiasm.errors import VolumeError
 from chiasm.volumes.geometry import Geometry, Volume, laid_on, reordered_like, same_grid, voxels_apart
 from chiasm.volumes.mirroring import find_mirrored
@@ -46,6 +48,27 @@ def check_pair(
     if not (labels or may_be_mirrored):
         _refuse_mirrored(a, fitting, a_name, b_name)
     return fitting
+
+
+def refuse_twice(a: Volume, b: Volume, a_name: str, b_name: str) -> None:
+    """Refuse one image in the place of two modalities.
+
+    Args:
+        a: One modality.
+        b: Another one, on the grid of `a`.
+        a_name: What to call it in errors.
+        b_name: Likewise.
+
+    Raises:
+        VolumeError: If all voxels are equal.
+    """
+    if np.array_equal(a.array, b.array):
+        raise VolumeError(
+            f"the {b_name} is the same image as the {a_name}",
+            reason="same-image",
+            found="equal values in every voxel",
+            hint="One file seems to stand in two places: give each modality its own scan.",
+        )
 
 
 def _refuse_mirrored(a: Volume, b: Volume, a_name: str, b_name: str) -> None:
