@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,13 +25,15 @@ import numpy as np
 import pydicom
 import pytest
 
+from chiasm.commands.serving import NodeOptions
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.prediction.folders import load, predict
 from chiasm.serving import dicom_node
 from chiasm.serving.dicom_inbox import Inbox, InboxError, Limits
-from chiasm.serving.dicom_node import Node, synthesise_series
+from chiasm.serving.dicom_node import Node, run_node, synthesise_series
 from chiasm.serving.dicom_send import Peer, check_title, parse_peer, send
 from chiasm.serving.server import serve
+from chiasm.serving.stop import Stop
 from chiasm.volumes import read_volume
 from chiasm.volumes.screening import STRICT
 from conftest import Archive, Sibling
@@ -155,6 +158,31 @@ def test_nothing_that_an_image_says_becomes_a_path(images: list[bytes], tmp_path
 # --- options -----------------------------------------------------------------------------------------------------
 
 
+def test_series_that_are_lost_when_the_node_ends_are_named_in_its_log(tmp_path: Path) -> None:
+    series = [write_source(tmp_path / name, SeriesInstanceUID=f"1.2.3.{name}") for name in "12"]
+    log: list[str] = []
+
+    def say(line: str) -> None:
+        log.append(line)
+        if found := re.search(r"listens on .*:(\d+)", line):
+            associations = [associate(int(found[1]), files[0]) for files in series]
+            for association, files in zip(associations, series, strict=True):
+                assert {association.send_c_store(file).Status for file in files} == {0}
+            associations[0].release()  # the other goes on sending
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    plan = SimpleNamespace(sources=("t1",))
+    predictor: Any = SimpleNamespace(model=SimpleNamespace(plan=plan), reading=STRICT, predict=interrupted)
+    (tmp_path / "inbox").mkdir()
+    node = Node(0, out=tmp_path / "out", limits=Limits(quiet_s=0))
+    with pytest.raises(KeyboardInterrupt):
+        run_node(predictor, node, tmp_path / "inbox", Lock(), Stop(), say)
+    lost = [re.findall(r"series (\d): the node ended before it was done.* from (\w+)", line) for line in log[-2:]]
+    assert lost == [[("1", "SENDER")], [("2", "SENDER")]]
+
+
 def test_a_destination_is_read_or_refused() -> None:
     assert parse_peer("PACS@[::1]:104") == Peer("PACS", "::1", 104)
     for text in ("PACS", "PACS@host", "PACS@host:0", "PACS@host:70000", "@host:1", "P\\S@host:1", "A" * 17 + "@host:1"):
@@ -171,6 +199,10 @@ def test_a_node_is_not_opened_to_the_network_without_a_list_or_without_a_destina
             serve(finished_run, node=Node(0, host=host, out=tmp_path / "out"))
     with pytest.raises(RecipeError, match="nowhere"):
         serve(finished_run, node=Node(0))
+    for options in (NodeOptions(send_to="PACS@127.0.0.1:104"), NodeOptions(out=tmp_path), NodeOptions(series=["t1"])):
+        with pytest.raises(RecipeError, match=r"no node is started.*--dicom-port"):  # results would not be sent
+            options.node("127.0.0.1")
+    assert NodeOptions(series=["t1"]).node("127.0.0.1", takes_series=True) is None
     with pytest.raises(RunError, match="holds no model"):
         serve(tmp_path, node=Node(0, out=tmp_path / "out"))
     with socket.socket() as other:
@@ -301,13 +333,13 @@ def node(finished_run: Path, running_archive: Archive, tmp_path_factory: pytest.
         process.wait()
 
 
-def associate(node: Running, file: Path) -> Any:
+def associate(port: int, file: Path) -> Any:
     """An association that may send what a file holds."""
     from pynetdicom import AE
 
     caller = AE(ae_title="SENDER")
     caller.add_requested_context(pydicom.dcmread(file).SOPClassUID)
-    association = caller.associate("127.0.0.1", node.port, ae_title="CHIASM")
+    association = caller.associate("127.0.0.1", port, ae_title="CHIASM")
     assert association.is_established
     return association
 
@@ -323,6 +355,7 @@ def test_echo_is_answered_to_those_who_are_allowed_and_call_it_by_its_title(node
     assert run_tool("echoscu", "-aet", "SENDER", "-aec", "OTHER", *ask).returncode != 0
     assert run_tool("echoscu", "-aet", "STRANGER", "-aec", "CHIASM", *ask).returncode != 0
     node.says("an association with STRANGER was refused")
+    node.says("SENDER was refused: it called another title than CHIASM")
 
 
 @pytest.mark.slow
@@ -331,7 +364,7 @@ def test_a_series_sent_in_two_parts_comes_back_as_predict_would_write_it(
 ) -> None:
     files = scanned(tmp_path / "in" / "t1", 2, "oblique")
     before = {path.name for path in node.out.iterdir()}
-    first = associate(node, files[0])  # it stays, so no busy machine makes the pause longer than the quiet time
+    first = associate(node.port, files[0])  # it stays, so no busy machine makes the pause longer than the quiet time
     assert all(first.send_c_store(path).Status == 0 for path in files[:5])
     assert node.send(*files[5:]) == 0
     first.release()
@@ -394,7 +427,7 @@ def test_the_log_and_the_names_of_files_tell_nobody(node: Running) -> None:
 @pytest.mark.slow
 def test_an_association_that_breaks_off_is_noticed(node: Running, tmp_path: Path) -> None:
     files = scanned(tmp_path / "t1", 6)
-    association = associate(node, files[0])
+    association = associate(node.port, files[0])
     (spool,) = node.temporary.glob(".chiasm-*.serve/inbox")
     before = set(spool.iterdir())  # perhaps the series before, which is being removed
     assert association.send_c_store(files[0]).Status == 0

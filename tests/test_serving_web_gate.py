@@ -408,6 +408,17 @@ def test_a_job_that_is_deleted_while_it_is_worked_on_ends_and_leaves_nothing(
     until(lambda: list(folder.iterdir()) == [])
 
 
+def test_jobs_that_are_lost_when_the_server_ends_are_named_in_its_log(tmp_path: Path) -> None:
+    log: list[str] = []
+    (tmp_path / "jobs").mkdir()
+    jobs = JobQueue(tmp_path / "jobs", WebLimits(), log.append)
+    done, _ = jobs.begin(), jobs.begin()
+    jobs.submit(done, writes)
+    until(lambda: done.state == "done")
+    jobs.close()
+    assert log[1:] == ["job 2: the server ended before it was done, removed"]
+
+
 def test_places_are_counted_and_given_back(queue: tuple[JobQueue, Clock, Path]) -> None:
     jobs, clock, _ = queue
     first, second = jobs.begin(), jobs.begin()  # their files are still coming

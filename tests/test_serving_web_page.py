@@ -36,6 +36,8 @@ def test_a_scan_goes_in_and_its_panes_show_the_values_of_the_files(
         opened = open_page(client.root)
         page = opened.page
         page.fill("#token", "wrong-but-long-enough")
+        rules = page.evaluate("['2', 't1=2'].map(value => ruleOf({ dataset: { series: 't1' }, value }))")
+        assert rules == ["t1=2"] * 2  # the second as messages of the API write it
         page.set_input_files("#file-t1", str(scan))
         page.click("#send")
         page.wait_for_selector("#refused:not([hidden])")
@@ -69,11 +71,18 @@ def test_a_scan_goes_in_and_its_panes_show_the_values_of_the_files(
 
         with page.expect_download() as download:
             page.click("text=Download: Synthetic t2 (NIfTI)")
+        assert download.value.suggested_filename == "Miller_t2.nii.gz"  # beside those of other scans
+        assert page.text_content("#result h2") == "Result: Miller.nii.gz"
         fetched = Path(download.value.path()).read_bytes()
         assert fetched == client.ask("GET", f"/api/jobs/{name}/files/scan_t2.nii.gz").content
         page.click(".does button:text-is('Delete')")
         page.wait_for_selector("#none:not([hidden])")
         assert client.ask("GET", f"/api/jobs/{name}").status_code == 404 and client.stored() == []
-        assert page.is_hidden("#view")
+        assert page.is_hidden("#view") and "A finished job" in page.text_content("#nothing")
+        page.evaluate("sessionStorage.setItem('jobs', JSON.stringify([['gone', ['Miller.nii.gz']]]))")
+        page.reload()
+        page.fill("#token", TOKEN)
+        page.press("#token", "Tab")
+        page.wait_for_selector("#refused:has-text('Miller.nii.gz: the server no longer has this job')")
         others = [one for one in opened.requests if not one.startswith((client.root, "blob:"))]
-        assert others == [] and [one for one in opened.errors if "401" not in one] == []
+        assert others == [] and [one for one in opened.errors if "401" not in one and "404" not in one] == []

@@ -392,7 +392,7 @@ def serve(
     run_server(
         run,
         page=page.page(host, node.series),
-        node=node.node(host),
+        node=node.node(host, page.dicomweb),
         loading=partial(loading, average=average, trust=several(trust)),
         say=lambda line: say(f"{datetime.now():%H:%M:%S} {line}"),
     )

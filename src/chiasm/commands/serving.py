@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chiasm.commands.options import several
+from chiasm.errors import RecipeError
 
 if TYPE_CHECKING:
     from chiasm.serving.dicom_node import Node
@@ -103,9 +104,18 @@ class NodeOptions:
         typer.Option("--quiet", help="Seconds of silence after which a series is complete.", rich_help_panel=OF_NODE),
     ] = 5.0
 
-    def node(self, host: str) -> Node | None:
-        """Return the settings of the node; None without a port."""
+    def node(self, host: str, takes_series: bool = False) -> Node | None:
+        """Return the settings of the node; None without a port.
+
+        Args:
+            host: Address to listen on.
+            takes_series: Whether the page uses `--series`, for DICOMweb.
+
+        Raises:
+            RecipeError: If options of a node are given without its port.
+        """
         if self.dicom_port is None:
+            self._refuse_without_port(takes_series)
             return None
         from chiasm.serving.dicom_inbox import Limits
         from chiasm.serving.dicom_node import Node
@@ -120,3 +130,22 @@ class NodeOptions:
             series=" ".join(self.series) if self.series else None,
             limits=Limits(quiet_s=self.quiet),
         )
+
+    def _refuse_without_port(self, takes_series: bool) -> None:
+        """Refuse options that only a node uses: whoever gives them expects results to be sent or kept."""
+        given = {
+            "--aet": self.aet != NodeOptions.aet,
+            "--allow": bool(self.allow),
+            "--send-to": self.send_to is not None,
+            "--out": self.out is not None,
+            "--series": bool(self.series) and not takes_series,
+            "--quiet": self.quiet != NodeOptions.quiet,
+        }
+        used = [option for option, is_given in given.items() if is_given]
+        if used:
+            raise RecipeError(
+                "options of a DICOM node are given, but no node is started",
+                reason="no-port",
+                found=", ".join(used),
+                hint="Give --dicom-port too, or leave them out.",
+            )

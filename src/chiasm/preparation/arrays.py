@@ -37,9 +37,8 @@ from chiasm.preparation.side_by_side import in_threads
 from chiasm.progress import Progress, counted
 from chiasm.registration.cohort import hashes_of
 from chiasm.storage import UNWRITABLE, read_json, whole_file, whole_folder, write_json
-from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, resample
+from chiasm.volumes import Geometry, Volume, check_pair, crop, grid_with_spacing, refuse_twice, resample
 from chiasm.volumes.masks import Rule, find_mask
-from chiasm.volumes.pairs import refuse_twice
 
 #: Raised by one whenever the same files and plan would give other arrays.
 VERSION = 2
@@ -177,9 +176,7 @@ def prepare_source(volumes: Sequence[Volume], plan: Plan, mask: Volume | None = 
         check_pair(volumes[0], volume, a_name=plan.sources[0], b_name=name)
         for volume, name in zip(volumes[1:], plan.sources[1:])
     ]
-    for number, other in enumerate(others):
-        for earlier, name in zip((volumes[0], *others[:number]), plan.sources):
-            refuse_twice(earlier, other, name, plan.sources[number + 1])
+    refuse_twice(dict(zip(plan.sources, (volumes[0], *others))))
     used = mask if plan.mask_files else None
     given = None if used is None else check_pair(volumes[0], used, b_name="mask", labels=True)
     in_ras = [arranged(volume, plan.degradation) for volume in (volumes[0], *others)]

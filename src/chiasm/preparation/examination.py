@@ -30,8 +30,7 @@ from chiasm.preparation.intensity import MapKind, fit_intensity
 from chiasm.preparation.side_by_side import in_threads
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Data
-from chiasm.volumes import Geometry, Volume, check_pair
-from chiasm.volumes.pairs import refuse_twice
+from chiasm.volumes import Geometry, Volume, check_pair, refuse_twice
 from chiasm.volumes.screening import files_at
 
 MOST_NAMED = 5  # images in a message
@@ -248,8 +247,7 @@ def _read_images(case: Case, names: Sequence[str], problems: list[Problem]) -> d
             if volumes:
                 first_name, first = next(iter(volumes.items()))
                 volume = check_pair(first, volume, a_name=_with_file(case, first_name), b_name=name)
-            for other, earlier in volumes.items():
-                refuse_twice(earlier, volume, other, name)
+            refuse_twice({**volumes, name: volume})
             volumes[name] = volume
     return volumes
 

@@ -182,6 +182,11 @@ class Inbox:
                     break
         return arrivals
 
+    def remaining(self) -> list[Arrival]:
+        """Take all series, complete or not, when no more time is left."""
+        with self._lock:
+            return [self._take(key) for key in list(self._pending)]
+
     def _associations(self) -> set[Hashable]:
         """Return all associations that sent a part of a waiting series."""
         return {one for waiting in list(self._pending.values()) for one in list(waiting.associations)}

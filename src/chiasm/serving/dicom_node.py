@@ -142,18 +142,26 @@ def run_node(predictor: Predictor, node: Node, spool: Path, turn: Lock, stop: St
     held = nullcontext() if node.out is None else locked(node.out)
     with held, _listening(kernel, node, inbox, say) as heard:
         say(f"{node.title} listens on {node.host}:{heard}")
-        while not stop.asked.wait(TICK_S):
-            for arrival in inbox.collect(lambda: kernel.active_associations):
-                if not arrival.whole:
-                    say(f"series {arrival.number}: broke off after {arrival.images} images, removed")
-                    continue
-                stop.at_once = True
-                try:
-                    with turn:
-                        _handle(arrival, predictor, node, peer, say)
-                finally:
-                    stop.at_once = False
-                    shutil.rmtree(arrival.folder, ignore_errors=True)
+        unfinished: list[Arrival] = []
+        try:
+            while not stop.asked.wait(TICK_S):
+                unfinished = inbox.collect(lambda: kernel.active_associations)
+                while unfinished:
+                    arrival = unfinished[0]
+                    if arrival.whole:
+                        stop.at_once = True
+                        try:
+                            with turn:
+                                _handle(arrival, predictor, node, peer, say)
+                        finally:
+                            stop.at_once = False
+                            shutil.rmtree(arrival.folder, ignore_errors=True)
+                    else:
+                        say(f"series {arrival.number}: broke off after {arrival.images} images, removed")
+                    unfinished = unfinished[1:]
+        finally:
+            for left in (*unfinished, *inbox.remaining()):
+                say(f"series {left.number}: the node ended before it was done; send it again from {left.sender}")
 
 
 def check_node(node: Node) -> None:
@@ -310,7 +318,8 @@ def _listening(kernel: Any, node: Node, inbox: Inbox, say: Callable[[str], None]
         inbox.released(event.assoc)
 
     def rejected(event: Any) -> None:
-        say(f"an association with {_plain(event.assoc.requestor.ae_title) or 'nobody'} was refused")
+        caller = _plain(event.assoc.requestor.ae_title) or "nobody"
+        say(f"an association with {caller} was refused{_why(event, node.title)}")
 
     handlers = [
         (evt.EVT_CONN_OPEN, _bound, [taken, places, limits]),
@@ -339,6 +348,12 @@ def _listening(kernel: Any, node: Node, inbox: Inbox, say: Callable[[str], None]
         server.shutdown()
         hang_up(kernel)
         logger.setLevel(level)
+
+
+def _why(event: Any, title: str) -> str:
+    """Say that a caller used another title than the node's; what it called is not quoted."""
+    asked = event.assoc.requestor.primitive
+    return "" if asked is None or asked.called_ae_title == title else f": it called another title than {title}"
 
 
 def _bound(event: Any, taken: WeakKeyDictionary[Any, int], places: Places, limits: Limits) -> None:

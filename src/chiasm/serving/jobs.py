@@ -203,6 +203,9 @@ class JobQueue:
         """End the work, remove all jobs, and return when no thread is left."""
         self._closing.set()
         with self._lock:
+            for job in self._jobs.values():
+                if job.state not in ("done", "failed"):
+                    self._say(f"job {job.number}: the server ended before it was done, removed")
             for name in list(self._jobs):
                 self.delete(name)
         self._worker.shutdown(wait=True, cancel_futures=True)

@@ -9,7 +9,7 @@ from chiasm.volumes.geometry import (
     resample,
     same_grid,
 )
-from chiasm.volumes.pairs import check_pair
+from chiasm.volumes.pairs import check_pair, refuse_twice
 from chiasm.volumes.screening import Reading, read_volume, write_volume
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "crop",
     "grid_with_spacing",
     "read_volume",
+    "refuse_twice",
     "resample",
     "same_grid",
     "write_volume",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import combinations
+
 import numpy as np
 
 from chiasm.errors import VolumeError
@@ -50,25 +53,23 @@ def check_pair(
     return fitting
 
 
-def refuse_twice(a: Volume, b: Volume, a_name: str, b_name: str) -> None:
+def refuse_twice(images: Mapping[str, Volume]) -> None:
     """Refuse one image in the place of two modalities.
 
     Args:
-        a: One modality.
-        b: Another one, on the grid of `a`.
-        a_name: What to call it in errors.
-        b_name: Likewise.
+        images: Modality to its image, all on one grid.
 
     Raises:
-        VolumeError: If all voxels are equal.
+        VolumeError: If all voxels of two images are equal.
     """
-    if np.array_equal(a.array, b.array):
-        raise VolumeError(
-            f"the {b_name} is the same image as the {a_name}",
-            reason="same-image",
-            found="equal values in every voxel",
-            hint="One file seems to stand in two places: give each modality its own scan.",
-        )
+    for (a_name, a), (b_name, b) in combinations(images.items(), 2):
+        if np.array_equal(a.array, b.array):
+            raise VolumeError(
+                f"the {b_name} is the same image as the {a_name}",
+                reason="same-image",
+                found="equal values in every voxel",
+                hint="One file seems to stand in two places: give each modality its own scan.",
+            )
 
 
 def _refuse_mirrored(a: Volume, b: Volume, a_name: str, b_name: str) -> None:

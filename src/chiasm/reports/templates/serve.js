@@ -2,8 +2,10 @@
 "use strict";
 const byId = id => document.getElementById(id);
 const SOURCES = [...document.querySelectorAll("[data-way=files] .drop")].map(drop => drop.dataset.field);
+const NOTHING = byId("nothing").textContent;
 const SOON = 700; // milliseconds between two looks at a job
-const jobs = new Map(); // id -> { name, item }, of this window
+const ENDING = /(\.nii)?\.\w+$/i; // of the name of a volume or an archive
+const jobs = new Map(); // id -> { names, item }, of this window; only the page knows the names of the user's files
 let shown = null;
 
 function headers() {
@@ -60,6 +62,12 @@ for (const way of document.querySelectorAll("[name=way]")) way.addEventListener(
   for (const part of document.querySelectorAll("[data-way]")) part.hidden = part.dataset.way !== way.value;
 });
 
+// A rule for one source; whoever writes "t1=2" as a program does means the same
+function ruleOf({ dataset: { series }, value }) {
+  const words = value.trim();
+  return words.startsWith(`${series}=`) ? words : `${series}=${words}`;
+}
+
 function handed() {
   const form = new FormData(), names = [];
   for (const drop of document.querySelectorAll("[data-way]:not([hidden]) .drop")) {
@@ -67,9 +75,9 @@ function handed() {
     if (!file) throw new Error(`A file is missing: ${drop.dataset.field}.`);
     form.append(drop.dataset.field, file);
     names.push(file.name);
-    for (const input of drop.querySelectorAll("[data-series]")) if (input.value.trim()) form.append("series", `${input.dataset.series}=${input.value.trim()}`);
+    for (const input of drop.querySelectorAll("[data-series]")) if (input.value.trim()) form.append("series", ruleOf(input));
   }
-  return { form, name: names.join(" + ") };
+  return { form, names };
 }
 
 // fetch cannot say how much was sent, so this is an older kind of request
@@ -99,9 +107,9 @@ byId("form").addEventListener("submit", async event => {
   refuse("");
   byId("send").disabled = true;
   try {
-    const { form, name } = handed();
+    const { form, names } = handed();
     const job = await post(form);
-    add(job.id, name);
+    add(job.id, names);
     update(job);
   } catch (error) {
     refuse(error.message);
@@ -112,19 +120,19 @@ byId("form").addEventListener("submit", async event => {
 
 // Jobs
 
-function add(id, name) {
+function add(id, names) {
   const item = document.createElement("li");
   item.innerHTML = '<h3></h3><p class="where"></p><progress max="1" value="0"></progress><ul class="notes"></ul><div class="does"></div>';
   item.dataset.job = id;
-  item.querySelector("h3").textContent = name;
-  jobs.set(id, { name, item });
+  item.querySelector("h3").textContent = names.join(" + ");
+  jobs.set(id, { names, item });
   byId("list").prepend(item);
   byId("none").hidden = true;
   remember();
 }
 
 function remember() {
-  sessionStorage.setItem("jobs", JSON.stringify([...jobs].map(([id, { name }]) => [id, name])));
+  sessionStorage.setItem("jobs", JSON.stringify([...jobs].map(([id, { names }]) => [id, names])));
 }
 
 function where(job) {
@@ -151,7 +159,7 @@ function update(job) {
   item.querySelector("progress").hidden = isOver;
   item.querySelector("progress").value = job.progress;
   item.querySelector(".notes").replaceChildren(...job.warnings.map(text => Object.assign(document.createElement("li"), { textContent: text })));
-  const downloads = job.files.map(file => button(`Download: ${file.title}`, () => download(file)));
+  const downloads = job.files.map(file => button(`Download: ${file.title}`, () => download(job.id, file)));
   const look = job.state === "done" ? SOURCES.map(source => button(SOURCES.length > 1 ? `Look at it beside ${source}` : "Look at it", () => show(job.id, source))) : [];
   item.querySelector(".does").replaceChildren(...look, ...downloads, button("Delete", () => remove(job.id)));
   if (!isOver) setTimeout(() => ask(job.id), SOON);
@@ -170,8 +178,13 @@ async function ask(id) {
   }
   if (!jobs.has(id)) return;
   if (answer.ok) update(await answer.json());
-  else if (answer.status === 404) forget(id);
+  else if (answer.status === 404) lose(id);
   else refuse(await problemOf(answer));
+}
+
+function lose(id) {
+  refuse(`${jobs.get(id).names.join(" + ")}: the server no longer has this job. It was kept too long, or the server was started again: hand the scan in again.`);
+  forget(id);
 }
 
 function forget(id) {
@@ -194,11 +207,16 @@ async function blob(address) {
   return answer.blob();
 }
 
-async function download({ name, address }) {
+// The server calls each patient's files alike
+function savedAs(id, name) {
+  return `${jobs.get(id).names[0].replace(ENDING, "")}_${name.replace(/^scan_/, "")}`;
+}
+
+async function download(id, { name, address }) {
   try {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await blob(address));
-    link.download = name;
+    link.download = savedAs(id, name);
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
   } catch (error) {
@@ -211,7 +229,9 @@ function unshow() {
   URL.revokeObjectURL(byId("view").src);
   byId("view").removeAttribute("src");
   byId("view").hidden = true;
+  byId("nothing").textContent = NOTHING;
   byId("nothing").hidden = false;
+  byId("whose").textContent = "";
 }
 
 async function show(id, source) {
@@ -224,6 +244,7 @@ async function show(id, source) {
     byId("view").src = URL.createObjectURL(page);
     byId("view").hidden = false;
     byId("nothing").hidden = true;
+    byId("whose").textContent = `: ${jobs.get(id).names.join(" + ")}`;
     byId("result").scrollIntoView();
   } catch (error) {
     unshow();
@@ -232,7 +253,11 @@ async function show(id, source) {
 }
 
 for (const place of document.querySelectorAll(".origin")) place.textContent = location.origin;
-for (const [id, name] of JSON.parse(sessionStorage.getItem("jobs") ?? "[]")) {
-  add(id, name);
+for (const [id, names] of JSON.parse(sessionStorage.getItem("jobs") ?? "[]")) {
+  add(id, [names].flat());
   ask(id);
 }
+byId("token")?.addEventListener("change", () => { // after a reload, nothing could be asked without it
+  refuse("");
+  for (const [id, { item }] of jobs) if (!item.dataset.state) ask(id);
+});
