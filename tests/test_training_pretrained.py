@@ -51,7 +51,10 @@ def test_each_card_names_its_file_and_all_data_that_it_was_made_of() -> None:
         assert f"--source {card.contrasts[0]} --target {card.contrasts[-1]} " in card.commands[1]
 
 
-@pytest.mark.parametrize(("name", "source", "target"), [("brain-t1-t2", "T1", "t2"), ("brain-t2-flair", "t2", "FLAIR")])
+@pytest.mark.parametrize(
+    ("name", "source", "target"),
+    [("brain-t1-t2", "T1", "t2"), ("brain-t2-flair", "t2", "FLAIR"), ("brain-flair-t2", "flair", "T2")],
+)
 def test_a_training_of_size_small_starts_from_the_weights_that_ship_for_its_task(
     fitting: Plan, name: str, source: str, target: str
 ) -> None:
