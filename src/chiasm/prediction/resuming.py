@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.cases import Case, volume_stem
+from chiasm.cohorts.cases import Case
 from chiasm.errors import ChiasmError, RunError
 from chiasm.outputs import refuse_data_folder, remove_files
 from chiasm.prediction.manifest import FILE, Entry, Failure, Manifest, check_files, files_of, read_manifest
@@ -170,7 +170,7 @@ def _is_whole(folder: Path, entry: Entry) -> bool:
 
 def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> None:
     """Refuse to replace a file of any case, real targets included, or to write among the slices of a series."""
-    refuse_data_folder(folder, chain.from_iterable(map(_series_folders, (case for case, _ in cases.values()))))
+    refuse_data_folder(folder, (path for case, _ in cases.values() for path in case.images.values() if path.is_dir()))
     files = chain.from_iterable((*case.images.values(), case.mask, case.labels) for case, _ in cases.values())
     inputs = {file.resolve() for file in files if file is not None}
     for name in chain.from_iterable(names for _, names in cases.values()):
@@ -181,12 +181,6 @@ def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]])
                 reason="input",
                 hint="Give another folder with -o.",
             )
-
-
-def _series_folders(case: Case) -> list[Path]:
-    """List the folders in which the DICOM series of a case lie, where another image would hide or join them."""
-    places = [path for path in case.images.values() if volume_stem(path.name) is None or path.is_dir()]
-    return [path if path.is_dir() else path.parent for path in places]
 
 
 def remove_predictions(folder: Path, entries: Iterable[Entry]) -> None:
