@@ -106,7 +106,7 @@ REFUSALS = {
     "only a localizer": ("localizer", every(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "localizer"),
     "mosaic": ("mosaic", every(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "side by side"),
     "a file without series": ("header", without("SeriesInstanceUID"), "SeriesInstanceUID"),
-    "two slices": ("thin", lambda files: [path.unlink() for path in files[2:]] and None, "too few slices"),
+    "two slices": ("thin", lambda files: [path.unlink() for path in files[2:]] and None, "zip archive"),
 }  # fmt: skip
 
 #: What is wrong with a multi-frame file: the edit, and the reason.

@@ -42,6 +42,11 @@ def test_six_lines_say_error_likeness_lesions_expected_error_and_convention() ->
     ]
 
 
+def test_a_share_a_little_below_zero_has_no_sign() -> None:
+    rows = [one._replace(value=-0.002) if one.metric == "contrast_kept" else one for one in ROWS]
+    assert any(line.startswith("lesions: 0 % of their contrast") for line in headlines(rows, "A7", ()))
+
+
 def test_what_nobody_measured_is_left_out() -> None:
     lines = headlines([row("A7", "mask", "mae", 1471.6), row("A7", "WT", "mae", math.nan)], "A7", ())
     assert lines[:-1] == ["mask: mean absolute error 1472 SD in 1 subject"] and lines[-1].startswith("convention")

@@ -262,7 +262,9 @@ def test_the_outline_of_a_lesion_is_the_contour_that_matplotlib_draws() -> None:
         lesion = np.zeros(SHAPE, bool)
         lesion[..., 9] = (noise > 0.05)[:40, :36]
         cut = pack_page(replace(page, lesion=lesion)).cut
-        shown = show_gallery([cut], None)["cases"][0]["planes"][0]["outline"]
+        plane = show_gallery([cut], None)["cases"][0]["planes"][0]
+        assert re.fullmatch(r"axial, slice \d+ of \d+ from below", plane["place"])
+        shown = plane["outline"]
         drawn = cut.slices["axial lesion"]
         contour = Figure().subplots().contour(np.pad(drawn, 1).astype(np.float32), levels=[0.5])
         polygons = [polygon for path in contour.get_paths() for polygon in path.to_polygons(closed_only=False)]

@@ -11,6 +11,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
+from PIL import Image
 
 from chiasm.cli import main
 from chiasm.errors import RunError, VolumeError
@@ -284,6 +286,16 @@ def test_without_the_viewers_script_still_slices_are_shown(tmp_path: Path, monke
     text = view([one_volume(tmp_path)], tmp_path / "view.html").page.read_text()
     assert "3D panes are missing" in text and text.count("data:image/png") == 3
     assert "<canvas" not in text and "volume-0" not in text
+
+
+def test_a_still_sagittal_slice_has_the_front_on_the_right_as_panes_have(tmp_path: Path) -> None:
+    head = np.zeros((6, 8, 5), np.float32)
+    head[:, 6:] = 1  # the front, in RAS order
+    nib.save(nib.Nifti1Image(head, np.eye(4)), tmp_path / "head.nii.gz")
+    text = view([tmp_path / "head.nii.gz"], tmp_path / "view.html").page.read_text()
+    (address,) = re.findall(r'base64,([^"]+)" alt="[^"]*sagittal slice', text)
+    picture = np.asarray(Image.open(BytesIO(base64.b64decode(address))).convert("L"))
+    assert picture[:, -1].min() > picture[:, 0].max()
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def _lesions(scores: _Scores) -> str:
     kept, recall = scores.of("each lesion", "contrast_kept"), scores.of("lesions", "recall")
     made_up = scores.of("lesions", "false_lesions")
     parts = [
-        *([f"{100 * kept.mean:.0f} % of their contrast is kept"] if kept else []),
+        *([f"{round(100 * kept.mean)} % of their contrast is kept"] if kept else []),
         *([f"{100 * recall.mean:.0f} % are visible"] if recall else []),
         *([f"{made_up.mean:.3g} made up per case"] if made_up else []),
     ]

@@ -23,6 +23,7 @@ BEGINNING = "the input is out of distribution"  # of the warning
 SPACING_MARGIN = 1.5
 FIELD_MARGIN = 1.3
 HISTOGRAM_MARGIN = 1.5
+LITTLE = 1.05  # times a limit: less is not worth a number
 SMALLEST_LIMIT = 0.02  # of a histogram's distance, as a share of the source's range
 UNKNOWN_LIMIT = 0.1  # likewise, where there are too few cases to show what is usual
 STORED_BELOW_ZERO = 0.02  # of an image's range: scanners store magnitudes, which are not negative
@@ -77,9 +78,19 @@ def out_of_distribution_warning(plan: Plan, prepared: NormalisedSource) -> str |
         histogram = histogram_of(prepared.array[index][prepared.mask], plan.source_ranges[index])
         distance = histogram_distance(histogram, plan.source_histograms[index], plan.source_ranges[index])
         if distance > plan.source_limits[index]:
-            times = three_digits(distance / plan.source_limits[index])
-            findings.append(f"a histogram of {name} that is {times} times as far from the training images' as is usual")
+            findings.append(f"a histogram of {name} that is {_farther(distance / plan.source_limits[index])}")
     return f"{BEGINNING}: it has {', and '.join(findings)}" if findings else None
+
+
+def _farther(times: float) -> str:
+    """Say how much farther than usual a histogram is; "1 times" would say that it is not.
+
+    >>> _farther(1.002)
+    "a little farther from the training images' than is usual"
+    """
+    if times < LITTLE:
+        return "a little farther from the training images' than is usual"
+    return f"{three_digits(times)} times as far from the training images' as is usual"
 
 
 def _other_scales(plan: Plan, prepared: NormalisedSource) -> list[str]:

@@ -22,6 +22,7 @@ BEST_TO_WORST = ("best", "median", "worst")
 FEWEST = 10  # voxels of a region that an error is said of
 SAMPLE = 500_000  # voxels of a case and region that quantiles and bins are taken over
 PLANES = {"axial": 2, "coronal": 1}  # name and axis
+COUNTED_FROM = {"axial": "below", "coronal": "behind"}  # where slice 1 is, in whichever order the file has them
 MASK, LESION = "mask", "lesion"
 SPREAD = "spread of the models"
 EXPECTED, TRUE = "expected", "true"  # errors of a region
@@ -386,7 +387,7 @@ def _show_plane(case: CutCase, columns: Sequence[PictureColumn], plane: CutPlane
         pictures.append(Picture(column.label, address, alt))
     return {
         "name": plane.name,
-        "place": f"{plane.name}, slice {plane.place + 1} of {plane.depth}",
+        "place": f"{plane.name}, slice {plane.place + 1} of {plane.depth} from {COUNTED_FROM[plane.name]}",
         "pictures": pictures,
         "outline": _outline(case.slices.get(f"{plane.name} {LESION}")),
         "size": plane.size,

@@ -210,6 +210,7 @@ def _check_slices(geometry: Geometry, path: Path, allow_thin: bool) -> None:
             reason="thin",
             found="x".join(map(str, geometry.shape)),
             expected=f"at least {FEWEST_SLICES} along each axis",
+            hint="Give all slices of the scan: of DICOM, a folder or a zip archive with the whole series.",
         )
 
 
