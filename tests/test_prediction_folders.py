@@ -262,7 +262,7 @@ def test_a_folder_of_another_modality_is_never_taken_for_the_source(
         predict(finished_run, [tmp_path / "data"], tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["p_flair", "p_t1ce", "p-T2w", "p_ct", "p_seg", "flair"])
+@pytest.mark.parametrize("name", ["p_flair", "p_t1ce", "sub-1_ce-gadolinium_T1w", "p_ct", "p_seg", "flair"])
 def test_a_file_that_is_called_another_modality_is_refused(
     name: str, toy_cohort: Path, finished_run: Path, tmp_path: Path
 ) -> None:

@@ -173,9 +173,26 @@ def asked_of(runner: Runner, jobs: list[int], folder: Path, submitted: Path) -> 
 def test_slurm_is_asked_for_what_the_study_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("submitit", reason="submitit is not installed")
     submitted = fake_slurm.install(tmp_path / "one", monkeypatch)
-    asked = Slurm(gpus_per_node=1, cpus_per_task=4, timeout_min=240, mem_gb=1.5, partition="gpu")
+    asked = Slurm(
+        gpus_per_node=1,
+        cpus_per_task=4,
+        timeout_min=240,
+        mem_gb=1.5,
+        partition="gpu",
+        account="lab",
+        options={"nice": 9},
+    )
     script = asked_of(find_runner("slurm", {"slurm": asked}), [3, 4], tmp_path, submitted)
-    for line in ("gpus-per-node=1", "cpus-per-task=4", "time=240", "mem=1536MB", "partition=gpu", "array=0-1%2"):
+    for line in (
+        "gpus-per-node=1",
+        "cpus-per-task=4",
+        "time=240",
+        "mem=1536MB",
+        "partition=gpu",
+        "account=lab",
+        "nice=9",
+        "array=0-1%2",
+    ):
         assert f"#SBATCH --{line}\n" in script
     submitted = fake_slurm.install(tmp_path / "two", monkeypatch)
     script = asked_of(find_runner("slurm"), [3], tmp_path, submitted)

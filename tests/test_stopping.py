@@ -15,7 +15,7 @@ from chiasm.stopping import Stopped, stoppable, stopping_signals
 from chiasm.storage import whole_file
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_command_that_is_asked_to_stop_leaves_no_lock_and_no_temporary(number: int, tmp_path: Path) -> None:
     outside = signal.signal(number, signal.SIG_DFL)  # also where the tests run under nohup
     with pytest.raises(Stopped) as caught, stoppable(), locked(tmp_path), whole_file(tmp_path / "plan.toml") as file:

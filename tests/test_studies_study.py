@@ -602,6 +602,11 @@ def test_super_resolution_of_one_modality_is_a_study_like_others(tmp_path: Path,
     assert len(told) == len(other) > 4 and told != other
 
 
+def test_an_unknown_setting_of_a_study_lists_the_known_ones(tmp_path: Path, toy_cohort: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no setting slurm\.acount; known are .*partition, account, qos, options"):
+        read_study(study_file(tmp_path, toy_cohort, slurm={"acount": "lab"}))
+
+
 def test_unknown_runners_list_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="serial, processes, ray, slurm"):
         find_runner("fog")

@@ -26,10 +26,11 @@ SCRIPT = Path(__file__).parent / "rank_steps.py"
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    """Without what a launcher of processes would take for its own, and with a port that nobody else takes."""
+    """As in a job of SLURM with one task, with a port of nobody else, without what a launcher takes for its own."""
     taken = ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")
     with reserved_port() as port:
-        yield {name: value for name, value in os.environ.items() if name not in taken} | {"MASTER_PORT": str(port)}
+        job = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "0", "MASTER_PORT": str(port)}
+        yield {name: value for name, value in os.environ.items() if name not in taken} | job
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,15 @@ def test_a_process_whose_partner_ended_says_so_in_a_sentence(learnt: Path, monke
     assert ended.value.exit_code == 0  # the first process says it
     with pytest.raises(RuntimeError, match="a fault of ours"), ranks.ending_together():
         raise RuntimeError("a fault of ours")
+
+
+def test_a_process_ends_once_the_first_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(code)))
+    with pytest.raises(SystemExit, match="1"):
+        ranks.follow(7, poll=0, grace=0)
+    assert not list(parents)
 
 
 def test_one_process_communicates_with_nobody() -> None:

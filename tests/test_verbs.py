@@ -19,6 +19,7 @@ VERBS = [name for name in chiasm.__all__ if not name.startswith("_")]
 @pytest.mark.parametrize("name", VERBS)
 def test_a_verb_can_be_pickled_and_keeps_its_signature(name: str) -> None:
     verb = getattr(chiasm, name)
+    assert name in dir(chiasm)
     assert pickle.loads(pickle.dumps(verb)) is verb
     behind = getattr(import_module(inspect.unwrap(verb).__module__), inspect.unwrap(verb).__name__)
     assert inspect.signature(verb) == inspect.signature(behind) and verb.__doc__ == behind.__doc__

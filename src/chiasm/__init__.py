@@ -140,6 +140,11 @@ _VERBS = {
 }
 
 
+def __dir__() -> list[str]:
+    """List the verbs, for the tab key of a notebook."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Import a verb when it is first used, so that `import chiasm` stays light; strings may stand for its paths."""
     if name not in _VERBS:

@@ -82,6 +82,9 @@ class Slurm(Section):
     timeout_min: Annotated[int, Field(ge=1)] = 24 * 60
     mem_gb: Annotated[float, Field(gt=0)] | None = None  # as the cluster decides
     partition: str | None = None  # the cluster's own
+    account: str | None = None  # whose budget pays
+    qos: str | None = None  # quality of service
+    options: Mapping[str, str | int] = {}  # others of sbatch, such as {constraint = "a100"}
 
 
 class Ray(Section):
@@ -403,6 +406,9 @@ def slurm(
         gpus_per_node=asked.gpus_per_node or None,  # a cluster without GPUs refuses to be asked for none
         mem_gb=asked.mem_gb,
         slurm_partition=asked.partition,
+        slurm_account=asked.account,
+        slurm_qos=asked.qos,
+        slurm_additional_parameters=dict(asked.options),
     )
 
     def once(some: Sequence[Job], _last: bool) -> Reports[Outcome, Job]:

@@ -1,4 +1,4 @@
-"""How a command is asked to stop: by Ctrl-C, by SIGTERM, or because its terminal was closed."""
+"""How a command is asked to stop: by Ctrl-C, by SIGTERM or SIGUSR1, or because its terminal was closed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class Stopped(SystemExit):
 
 
 def stopping_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask to stop: without SIGHUP if it is ignored, as under ``nohup``."""
-    closing: signal.Signals | None = getattr(signal, "SIGHUP", None)  # which Windows does not have
-    hears_closing = closing is not None and signal.getsignal(closing) is not signal.SIG_IGN
-    asked = (signal.SIGINT, signal.SIGTERM)
-    return (*asked, closing) if closing is not None and hears_closing else asked
+    """Return the signals that ask to stop: SIGHUP and SIGUSR1 only if they are not ignored, as SIGHUP is by ``nohup``.
+
+    SIGUSR1 is what jobs of SLURM ask for before their time ends (``--signal=USR1@120``).
+    """
+    others = (getattr(signal, name, None) for name in ("SIGHUP", "SIGUSR1"))  # which Windows does not have
+    heard = [one for one in others if one is not None and signal.getsignal(one) is not signal.SIG_IGN]
+    return (signal.SIGINT, signal.SIGTERM, *heard)
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def handled_here(handler: Handler, numbers: Iterable[signal.Signals]) -> Abstrac
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Stop the block at Ctrl-C, SIGTERM or SIGHUP, so that locks and temporary files are removed.
+    """Stop the block at Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, so that locks and temporary files are removed.
 
     Ctrl-C stays ignored where it was, as of a command in the background of a script.
 

@@ -203,7 +203,7 @@ def _no_class(class_name: str, place: str, known: Mapping[str, str]) -> RecipeEr
 
 
 def _not_importable(name: str, error: Exception) -> RecipeError:
-    hint = "Install it, or run where it can be imported."
+    hint = "Install it, or name the folder above its package: PYTHONPATH=FOLDER chiasm ..."
     if not is_own_class(name):
         hint = 'Install it: pip install "chiasm[monai]".'
     return RecipeError(

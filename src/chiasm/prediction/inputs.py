@@ -149,7 +149,7 @@ def _check_name(path: Path, source: str) -> None:
     Raises:
         CohortError: If it does.
     """
-    said = role_of(last_word(volume_stem(path.name) or ""))
+    said = _modality_by_name(volume_stem(path.name) or "")
     of_mr = {*MODALITIES} - {"ct", "cbct"}
     fits = {source} | (of_mr if source == "mr" else {"mr"} if source in of_mr else set())
     if source in MODALITIES and said in MODALITIES + MAPS and said not in fits:
@@ -159,6 +159,12 @@ def _check_name(path: Path, source: str) -> None:
             reason="other-modality",
             hint=f"If it is {source}, give it a name with another ending.",
         )
+
+
+def _modality_by_name(stem: str) -> str:
+    """Return the role that the last word of a name stands for; BIDS names a contrast agent before it (`ce-`)."""
+    said = role_of(last_word(stem))
+    return "t1ce" if said == "t1" and any(word.startswith("ce-") for word in stem.split("_")) else said
 
 
 def as_volume(given: Volume | Path | str, source: str, reading: Reading) -> Volume:

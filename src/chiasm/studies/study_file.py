@@ -211,6 +211,11 @@ def _first_fault(error: ValidationError) -> str:
     """Describe the first wrong setting, and why it is wrong."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, first["loc"])) or "study"
+    if first["type"] == "extra_forbidden" and len(first["loc"]) < 3:
+        tables: dict[str, type[Section]] = {"slurm": Slurm, "ray": Ray}
+        section = tables.get(str(first["loc"][0]), Study)
+        known = [field.alias or name for name, field in section.model_fields.items()]
+        return f"there is no setting {where}; known are {', '.join(known)}"
     return f"{where}: {first['msg'].removeprefix('Value error, ')}"
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
@@ -71,6 +72,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
         devices=settings.devices,
         strategy=strategy,
         precision=pick_precision(settings.precision, settings.accelerator),
+        plugins=LightningEnvironment(),  # in a job of SLURM, Fabric would wait for one task a device
     )
 
 
@@ -128,7 +130,7 @@ def learn(
     Raises:
         RunError: If the loss is not finite or a checkpoint belongs to another recipe.
         CohortError: If a sparse coder has no pair to learn from.
-        Interrupted: If SIGINT, SIGTERM or SIGHUP came; a checkpoint was written.
+        Interrupted: If a stopping signal came; a checkpoint was written.
     """
     todo = _Training(recipe, plan, cases, folder, session, start, until)
     try:
@@ -360,7 +362,7 @@ def validation_steps(recipe: Recipe) -> list[int]:
 
 @contextmanager
 def collected_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP, so that the loop can stop between two steps.
+    """Collect the signals of `stopping_signals`, so that the loop can stop between two steps.
 
     In a thread other than the main one nothing is collected, because only the main thread may handle signals.
     """

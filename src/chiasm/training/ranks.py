@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import pickle
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,6 +24,8 @@ from torch import Tensor, distributed
 from chiasm.errors import ChiasmError
 
 PATIENCE = timedelta(days=2)  # of processes for another one, which prepares a cohort or calibrates
+GRACE = 20.0  # seconds that a process has to end by itself once the first one is gone
+FIRST = "CHIASM_FIRST_PROCESS"  # number of the process that starts the others
 
 Item = TypeVar("Item")
 
@@ -35,9 +39,27 @@ def launch(fabric: Fabric) -> None:
         fabric: Devices, not launched yet.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else they print stacks at a lost partner
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        os.environ[FIRST] = str(os.getpid())
+    elif FIRST in os.environ:
+        threading.Thread(target=follow, args=(int(os.environ[FIRST]),), daemon=True).start()
     fabric.launch()
     if _is_shared():
         atexit.register(_part)
+
+
+def follow(first: int, *, poll: float = 5.0, grace: float = GRACE) -> None:
+    """End this process some time after the first one, which started it, is gone; while it connects, nothing else does.
+
+    Args:
+        first: Number of the first process.
+        poll: Seconds between two looks.
+        grace: Seconds to end by itself.
+    """
+    while os.getppid() == first:
+        time.sleep(poll)
+    time.sleep(grace)
+    os._exit(1)
 
 
 class ProcessEnded(ChiasmError):

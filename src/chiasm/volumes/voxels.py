@@ -118,6 +118,7 @@ def _check_ends(low: float, high: float, path: Path, allow_constant: bool) -> No
             path=path,
             reason="not-finite",
             found=f"{low:g} to {high:g}",
+            hint="Write a number in their place, such as 0 in the air of an MR image and -1000 in that of a CT.",
         )
     if allow_constant:
         return
