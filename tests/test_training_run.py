@@ -23,7 +23,7 @@ from chiasm.preparation.arrays import prepare_case
 from chiasm.preparation.plan import read_plan
 from chiasm.recipe import Recipe
 from chiasm.storage import read_json, read_toml
-from chiasm.training import cost
+from chiasm.training import cost, pretrained
 from chiasm.training import run as training_run
 from chiasm.training.finished import Run
 from chiasm.training.loop import Interrupted
@@ -109,14 +109,17 @@ def test_the_cost_is_forecast_once_for_a_new_run_and_again_where_it_is_resumed(
     for module in (cost, training_run):
         monkeypatch.setattr(module, "estimate_cost", counted)
     asked = recipe("A1", training__pretrained="auto")
-    with pytest.raises(Interrupted):
-        run(toy_cohort, tmp_path, asked, progress=interrupt)
-    assert len(made) == 1
     said: list[str] = []
     with pytest.raises(Interrupted):
         run(toy_cohort, tmp_path, asked, progress=interrupt, say=said.append)
+    assert len(made) == 1 and "start: random weights: those that ship are for another network" in said
+    shipped_since = pretrained.Pretrained("new", "new weights")
+    monkeypatch.setattr(training_run, "find_pretrained", lambda *_: shipped_since)
+    said.clear()
+    with pytest.raises(Interrupted):
+        run(toy_cohort, tmp_path, asked, progress=interrupt, say=said.append)
     assert len(made) == 2 and any("24 steps" in line and "GB" in line for line in said)
-    assert "start: random weights: those that ship are for another network" in said
+    assert "new weights" not in f"{said} {(tmp_path / 'environment.json').read_text()}"  # it goes on with its own
 
 
 def test_a_killed_run_goes_on_and_ends_identical_to_the_bit(

@@ -143,7 +143,7 @@ def _meaning_of(path: Path) -> tuple[str, ...]:
     if path.suffix.lower() != ".dcm":
         return ("",) * len(MEANING)
     (header,) = visit([DicomFile(path)], lambda part, file: read_dataset(part, file, tags=MEANING))
-    return tuple(text(header, name) for name in MEANING)
+    return tuple(text(header, name).upper() for name in MEANING)  # some write "Gy"
 
 
 def compare_doses(synthetic: Volume, real: Volume, criteria: GammaCriteria) -> dict[str, dict[str, float]]:

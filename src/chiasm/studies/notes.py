@@ -130,8 +130,10 @@ def days_opened(out: Path, jobs: Iterable[Job]) -> tuple[str, ...]:
     """
     folders = [locked_folder(job) for job in jobs if job.kind == "arm"]
     in_notes, noted = _days_in_notes(out / LOCKED[0]), {folder: days_of(folder) for folder in folders}
-    is_unnoted = not in_notes and any(not noted[one] and (one / "evaluation.csv").is_file() for one in folders)
-    return (*[UNNOTED] * is_unnoted, *sorted({*in_notes, *chain.from_iterable(noted.values())} - {UNNOTED}))
+    days = {*in_notes, *chain.from_iterable(noted.values())}
+    if not in_notes and any(not noted[one] and (one / "evaluation.csv").is_file() for one in folders):
+        days.add(UNNOTED)
+    return tuple(sorted(days, key=lambda day: (day != UNNOTED, day)))
 
 
 def _days_in_notes(folder: Path) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from chiasm.preparation.arrays import PreparedCase, prepare_cohort
 from chiasm.preparation.plan import FITTED, Plan
 from chiasm.progress import StepProgress, in_lines
 from chiasm.recipe import Recipe
-from chiasm.storage import write_json
+from chiasm.storage import read_facts, write_json
 from chiasm.times import timed
 from chiasm.training import ranks
 from chiasm.training.cascade import Cascade, list_parts, recipe_of, train_cascade
@@ -270,14 +270,16 @@ def _calibrate(learner: AnyLearner, validation: Sequence[PreparedCase], engine: 
 def _note_setting(planned: PlannedRun, folder: Path, say: Say) -> None:
     """Write what a training depends on beside its recipe, and report its start and its cost."""
     recipe, plan = planned.recipe, planned.run.plan
-    start_noted = _note_start(recipe, plan, say)
+    start_noted = _note_start(recipe, plan, folder, say)
     write_json(folder / NOTED, {**environment(), **start_noted, "threads": planned.threads})
     with on_threads(planned.threads):
         say(_describe_cost(recipe, plan, planned.is_new))
 
 
-def _note_start(recipe: Recipe, plan: Plan, say: Say) -> dict[str, object]:
-    """Say from which weights a run starts, and return it where they ship."""
+def _note_start(recipe: Recipe, plan: Plan, folder: Path, say: Say) -> dict[str, object]:
+    """Say from which weights a run starts, and return it where they ship; what goes on keeps what is noted of it."""
+    if any((folder / "checkpoints").glob("step-*.toml")):  # perhaps of a version that shipped other weights
+        return {name: fact for name, fact in read_facts(folder / NOTED).items() if name == "start"}
     pretrained = find_pretrained(recipe, plan)
     if pretrained.reason:
         say(f"start: {pretrained.reason}")
