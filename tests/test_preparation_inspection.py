@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import chiasm
+from chiasm.errors import CohortError
 from chiasm.methods import make_recipe
 from chiasm.preparation.inspection import inspect_folder
 from synthetic_cohort import write_brats
@@ -59,3 +61,17 @@ def test_a_pair_whose_grids_differ_is_named_by_both_files(tmp_path: Path) -> Non
     nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine), moved)
     problem = next(one for one in inspect_folder(folder, ["t1"], "t2").problems if one.reason == "grid")
     assert moved.name.replace("_t2", "_t1") in problem.line and moved.name in problem.line
+
+
+def test_a_scan_under_two_subjects_is_said_in_the_words_of_the_training_that_refuses_it(tmp_path: Path) -> None:
+    folder = write_brats(tmp_path / "cohort", 4)
+    first, second = sorted(path for path in folder.iterdir() if path.is_dir())[:2]
+    for name in ("t1", "t2"):
+        shutil.copy(first / f"{first.name}_{name}.nii.gz", second / f"{second.name}_{name}.nii.gz")
+    verdict = inspect_folder(folder, ["t1"], "t2").verdict
+    assert len(verdict) == 2 and verdict[0].startswith("usable: 4 of 4 pairs")
+    recipe = make_recipe("A7", "tiny", {"data.sources": ("t1",), "data.target": "t2"})
+    with pytest.raises(CohortError) as refused:
+        chiasm.plan(folder, recipe, tmp_path / "run", say=lambda _: None)
+    assert refused.value.reason == "duplicate-voxels"
+    assert refused.value.what in verdict[1] and str(refused.value.hint) in verdict[1]

@@ -33,7 +33,7 @@ its own, and within a line only from names to its left; a test reads this map.
                   discovery, target_layouts, conversion, splits, textures, duplicates
     registration  images of one patient, aligned: demons, alignment, cohort
     preparation   from files to arrays that a network learns from: intensity, bias_field, degradation, fingerprint,
-                  memory, side_by_side, displacement, examination, inspection, unpaired, plan, out_of_distribution,
+                  memory, side_by_side, displacement, examination, unpaired, inspection, plan, out_of_distribution,
                   patches, planning, arrays, planes
     attenuation   CT to attenuation at 511 keV, for PET
     metrics       scores of one image against another, inside a mask: voxelwise, edges, ssim, cut_out, lesions,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from chiasm.cohorts.cases import Case, Cohort, Problem, volume_stem
 from chiasm.cohorts.dicom_patients import Selection
@@ -16,7 +18,9 @@ from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.cohorts.splits import choose_folds, make_split
 from chiasm.errors import CohortError
 from chiasm.names import amount
+from chiasm.on_demand import Scratch
 from chiasm.preparation.examination import ExaminedCase, describe_displaced, examine_cases
+from chiasm.preparation.unpaired import refuse_duplicates
 from chiasm.progress import Progress
 from chiasm.recipe import Data, SplitSettings
 
@@ -126,22 +130,35 @@ def inspect_folder(
         CohortError: If nothing is recognised, or no case has the modalities asked for.
     """
     cohort = find_cohort(root, layout=layout, selection=selection)
-    summaries, problems, usable, displaced = _inspect(cohort, sources, target, progress)
-    verdict = () if usable is None else tuple(_verdict(root, usable, len(summaries), sources, str(target)))
-    return Inspection(cohort, tuple(summaries), tuple(problems), cohort.unused, verdict, displaced)
+    seen = _inspect(cohort, sources, target, progress)
+    verdict = () if seen.usable is None else tuple(_verdict(root, seen, sources, str(target)))
+    return Inspection(cohort, tuple(seen.summaries), tuple(seen.problems), cohort.unused, verdict, seen.displaced)
 
 
-def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequence[str], target: str) -> Iterator[str]:
+class _Seen(NamedTuple):
+    """What came of reading all cases; where a pair was asked for, the usable ones and what keeps them from a split."""
+
+    summaries: list[CaseSummary]
+    problems: list[Problem]
+    displaced: str | None
+    usable: list[Case] | None = None
+    refusal: CohortError | None = None
+
+
+def _verdict(root: Path, seen: _Seen, sources: Sequence[str], target: str) -> Iterator[str]:
     """State how many pairs can be used, how a training would split them, and what to do next."""
+    usable = seen.usable or []
     people = len({case.subject for case in usable})
     names, pair = " ".join(sources), f"{' + '.join(sources)} and {target}"
-    yield f"usable: {len(usable)} of {all_pairs} pairs of {pair}, of {amount(people, 'subject')}"
+    yield f"usable: {len(usable)} of {len(seen.summaries)} pairs of {pair}, of {amount(people, 'subject')}"
     if not usable:
         yield "next: mend the files that are named below, or look for other files with chiasm inspect without --source"
         return
     settings = SplitSettings()
     shares = {"validation": settings.validation, "locked": settings.locked}
     try:
+        if seen.refusal is not None:
+            raise seen.refusal
         split = make_split(usable, folds="auto", fold=settings.fold, seed=settings.seed, **shares)
     except CohortError as error:
         yield f"chiasm run would not split them as it is: {error.what}. {error.hint or ''}".rstrip()
@@ -153,22 +170,34 @@ def _verdict(root: Path, usable: Sequence[Case], all_pairs: int, sources: Sequen
     yield f"next: chiasm run {shlex.quote(str(root))} --source {names} --target {target} -o OUT --dry-run"
 
 
-def _inspect(
-    cohort: Cohort, sources: Sequence[str], target: str | None, progress: Progress | None
-) -> tuple[list[CaseSummary], list[Problem], list[Case] | None, str | None]:
-    """Examine all cases; return the usable ones too, where a pair was asked for, and which images are displaced."""
+def _inspect(cohort: Cohort, sources: Sequence[str], target: str | None, progress: Progress | None) -> _Seen:
+    """Examine all cases."""
     wanted = [*sources, *([] if target is None else [target])]
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
     data = _pair(sources, target)
-    summaries, problems, usable = [], list(chosen.problems), list[Case]()
-    displaced: list[ExaminedCase] = []
+    summaries, problems, displaced = [], list(chosen.problems), list[ExaminedCase]()
+    usable = Scratch[ExaminedCase](Path(tempfile.gettempdir()))
     with closing(examine_cases(chosen.cases, wanted or None, cohort.regions, data, progress)) as found:
         for examined in found:
             summaries.append(_summary(examined))
             problems += examined.problems
-            usable += [examined.case] if examined.is_usable else []
             displaced += [examined] if any(image.apart_mm for image in examined.images.values()) else []
-    return summaries, problems, None if data is None else usable, describe_displaced(displaced)
+            if data is not None and examined.is_usable:
+                usable.keep(examined.case.id, replace(examined, facts=None))
+    seen = _Seen(summaries, problems, describe_displaced(displaced))
+    if data is None:
+        return seen
+    cases = [one.case for one in usable.values()]
+    return seen._replace(usable=cases, refusal=_refusal(usable, replace(chosen, cases=tuple(cases)), data.modalities))
+
+
+def _refusal(usable: Mapping[str, ExaminedCase], cohort: Cohort, names: Sequence[str]) -> CohortError | None:
+    """Return why a training would refuse the cases together: one scan under two subjects."""
+    try:
+        refuse_duplicates(usable, cohort, names)
+    except CohortError as error:
+        return error
+    return None
 
 
 def _pair(sources: Sequence[str], target: str | None) -> Data | None:
