@@ -612,11 +612,11 @@ def test_a_volume_that_hides_dicom_is_named_with_the_way_to_the_series(tmp_path:
 
 
 def test_a_folder_is_called_no_modality_that_the_header_excludes(tmp_path: Path) -> None:
-    for modality in ("CT", "PT"):
+    for modality in ("CT", "PT", "NM"):
         write_source(tmp_path / modality, modality=modality, SeriesDescription="WB", PatientID="p1", Modality=modality)
     both = tmp_path / "p1" / "PET_CT"
     both.mkdir(parents=True)
-    for file in tmp_path.glob("[CP]T/*"):
+    for file in tmp_path.glob("[CPN][TM]/*"):
         file.rename(both / f"{file.parent.name}{file.name}")
     (case,) = find_cohort(tmp_path / "p1").cases
     assert list(case.images) == ["ct"] and case.images["ct"].name.startswith("CT")

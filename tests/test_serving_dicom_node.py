@@ -238,14 +238,14 @@ def test_series_that_a_model_does_not_take_are_refused(finished_run: Path, tmp_p
         assert caught.value.reason == reason and not (tmp_path / "again").exists()
 
 
-def test_a_model_of_cbct_takes_a_ct_by_its_header_and_no_mr(tmp_path: Path) -> None:
+def test_a_model_of_cbct_takes_a_ct_by_its_header_and_nothing_else(tmp_path: Path) -> None:
     def predicts(volume: object) -> None:
         raise VolumeError("was read", reason="read")
 
     plan = SimpleNamespace(sources=("cbct",))
     predictor: Any = SimpleNamespace(model=SimpleNamespace(plan=plan), reading=STRICT, predict=predicts)
-    for modality, reason in (("CT", "read"), ("MR", "modality")):
-        write_source(tmp_path / modality, modality=modality)
+    for modality, reason in (("CT", "read"), ("MR", "modality"), ("NM", "modality"), ("OT", "modality")):
+        write_source(tmp_path / modality, Modality=modality)
         with pytest.raises(VolumeError) as caught:
             synthesise_series(tmp_path / modality, tmp_path / "made", predictor)
         assert caught.value.reason == reason

@@ -211,6 +211,8 @@ def test_the_whole_is_announced_before_the_first_model_begins(trained: Path) -> 
 def test_each_case_gets_the_image_of_the_model_that_did_not_learn_from_it(
     trained: Path, toy_cohort: Path, tmp_path: Path
 ) -> None:
+    with pytest.raises(RunError, match="is the folder of the data"):
+        predict_by_role([trained], [toy_cohort], toy_cohort, only="test")
     made = predict_by_role([trained], [toy_cohort], tmp_path / "predictions", only="test")
     for number, one in enumerate(made, 1):
         entries = read_manifest(one.folder).cases

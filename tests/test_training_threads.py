@@ -68,6 +68,9 @@ def test_what_is_asked_for_or_noted_or_said_is_not_measured(
     write_json(tmp_path / threads.NOTED, {"threads": 2})
     assert threads_for(recipe, plan_of(), tmp_path, said.append) == 2  # else a resumed run would end otherwise
     write_json(tmp_path / "models" / "1" / threads.NOTED, {"threads": 2})
+    with pytest.raises(AssertionError, match="measured"):  # runs of their own in a folder of this name
+        threads_for(recipe, plan_of(), tmp_path / "models" / "2", said.append)
+    (tmp_path / "recipe.toml").touch()
     assert threads_for(recipe, plan_of(), tmp_path / "models" / "2", said.append) == 2  # measured once for all models
     write_json(tmp_path / threads.NOTED, {"threads": 99})  # of another machine
     with pytest.raises(AssertionError, match="measured"):

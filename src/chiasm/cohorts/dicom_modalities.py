@@ -14,6 +14,8 @@ WITH_AGENT = {"ce", "gd", "gad", "gado", "post", "postcontrast", "contrast", "km
 NO_PLAIN_CONTRAST = {
     "star", "swi", "dwi", "adc", "trace", "map", "dti", "perf", "perfusion", "bold", "mra", "tof", "pc",
 }  # fmt: skip
+#: In a header, what no series of another modality has; "OT" and others may be anything.
+EXCLUDING = {"CT", "MR", "PT", "NM", "US", "SEG", "RTDOSE"}
 WEIGHTINGS = {"t1", "t1ce", "t2", "flair", "pd"}
 
 
@@ -58,7 +60,7 @@ def other_modality(series: Series, modality: str) -> str:
         series: With the modality of its header.
         modality: That it is to be.
     """
-    is_other = modality in MODALITIES and series.modality in {"CT", "MR", "PT"} - {header_modality(modality)}
+    is_other = modality in MODALITIES and series.modality in EXCLUDING - {header_modality(modality)}
     return series.modality if is_other else ""
 
 

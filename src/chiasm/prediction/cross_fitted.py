@@ -12,7 +12,9 @@ from typing import Any
 
 from chiasm.cohorts.cases import Case
 from chiasm.errors import RunError
+from chiasm.outputs import refuse_data_folder
 from chiasm.prediction.folders import Predicted, predict
+from chiasm.prediction.inputs import paths_among
 from chiasm.prediction.model_files import list_parts
 
 OUT_OF_FOLD = "out-of-fold"
@@ -43,6 +45,7 @@ def predict_by_role(
             reason="one-model",
             hint="Name one run of chiasm train --models 3; of a run of one model, use chiasm predict --only test.",
         )
+    refuse_data_folder(out, paths_among(inputs))  # the folders of the models lie in it
     return [
         predict(part, inputs, out / str(number), only=OUT_OF_FOLD, **options) for number, part in enumerate(parts, 1)
     ]

@@ -23,7 +23,7 @@ from threading import Lock, Thread
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from chiasm.cohorts.dicom_modalities import other_modality
+from chiasm.cohorts.dicom_modalities import header_modality
 from chiasm.cohorts.dicom_patients import WARNINGS, marks_of
 from chiasm.errors import ChiasmError, RecipeError, RunError, VolumeError
 from chiasm.locks import locked
@@ -242,7 +242,7 @@ def _check_series(series: Series, folder: Path, source: str, wanted: str | None)
     """Refuse a series that is synthetic, is of another modality, or does not fit the rule."""
     if series.synthetic:  # an archive that passes on what it gets would never end
         raise VolumeError("was made, not acquired", path=folder, reason="synthetic")
-    if other_modality(series, source):
+    if series.modality != header_modality(source):  # nobody chose it, so what may be anything is not taken
         raise VolumeError("is of another modality than the model takes", path=folder, reason="modality")
     if wanted is None and series.shows_no_contrast:
         raise VolumeError(

@@ -87,7 +87,8 @@ def threads_for(recipe: Recipe, plan: Plan, folder: Path, say: Say, asked: int |
     most = torch.get_num_threads()
     if asked is not None or not _is_free(recipe, most):
         return asked or most
-    places = [folder, folder.with_name("1")] if folder.parent.name == PARTS else [folder]
+    is_part = folder.parent.name == PARTS and (folder.parents[1] / "recipe.toml").is_file()
+    places = [folder, folder.with_name("1")] if is_part else [folder]
     noted = (read_facts(place / NOTED).get("threads") for place in places)
     known = next((threads for threads in noted if isinstance(threads, int) and 1 <= threads <= most), None)
     if known is not None:
