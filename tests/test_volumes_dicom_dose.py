@@ -84,9 +84,9 @@ def test_a_dose_without_a_scale_or_with_too_few_offsets_is_refused(tmp_path: Pat
 
 
 def test_doses_of_two_plans_are_given_as_files_of_dicom(tmp_path: Path) -> None:
-    for folder in ("synthetic", "real"):
+    for folder, name in (("synthetic", "P07.dcm"), ("real", "p07.DCM")):
         (tmp_path / folder).mkdir()
-        write_dose(tmp_path / folder / "P07.dcm")
+        write_dose(tmp_path / folder / name)
         volume = read_volume(write_dose(tmp_path / folder / "P08.dcm"))
         write_volume(tmp_path / folder / "P08.nii.gz", volume.array, volume.geometry)  # which goes first
     its = SimpleNamespace(manifest=SimpleNamespace(fold=0, seed=0, method="A1"))

@@ -103,7 +103,9 @@ def _file_of(folder: Path, case: str, kind: str) -> Path:
 
 def _named(folder: Path, case: str, stem_of: Callable[[str], str | None]) -> list[Path]:
     """List the files of a format that are called as a case, or else lie in a folder of this name."""
-    named = [path for path in _files(folder) if stem_of(path.name) == case]
+    stems = {path: stem_of(path.name) or "" for path in _files(folder)}
+    named = [path for path, stem in stems.items() if stem == case]
+    named = named or [path for path, stem in stems.items() if stem.lower() == case.lower()]  # as some systems rename
     return named or [path for path in _files(folder / case) if stem_of(path.name) is not None]
 
 
