@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,13 @@ def test_a_source_is_never_replaced_by_its_own_synthesis(finished_run: Path, tmp
     for out in (tmp_path, tmp_path / "p1"):  # a NIfTI file there would hide the series
         with pytest.raises(RunError, match="is the folder of the data"):
             predict(finished_run, [tmp_path], out)
+    write_source(tmp_path / "two" / "p", body(), spacing=SPACING, SeriesDescription="t1", PatientID="p")
+    for file in write_source(tmp_path / "t2", body(), spacing=SPACING, SeriesDescription="t2", PatientID="p"):
+        file.rename(tmp_path / "two" / "p" / f"t2_{file.name}")
+    (tmp_path / "t2").rmdir()
+    with pytest.raises(RunError, match="is the folder of the data"):  # files of two series in one folder
+        predict(finished_run, [tmp_path / "two"], tmp_path / "two" / "p")
+    shutil.rmtree(tmp_path / "two")
     made = predict(finished_run, [tmp_path / "p1"], tmp_path, container="dicom")
     assert [problem.reason for problem in made.problems] == ["occupied"] and all(file.exists() for file in files)
     for _ in range(2):  # what was made before is

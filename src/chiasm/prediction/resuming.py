@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from chiasm.checksums import sha256_of
-from chiasm.cohorts.cases import Case
+from chiasm.cohorts.cases import Case, volume_stem
 from chiasm.errors import ChiasmError, RunError
 from chiasm.outputs import refuse_data_folder, remove_files
 from chiasm.prediction.manifest import FILE, Entry, Failure, Manifest, check_files, files_of, read_manifest
@@ -170,7 +170,8 @@ def _is_whole(folder: Path, entry: Entry) -> bool:
 
 def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]]) -> None:
     """Refuse to replace a file of any case, real targets included, or to write among the slices of a series."""
-    refuse_data_folder(folder, (path for case, _ in cases.values() for path in case.images.values() if path.is_dir()))
+    images = chain.from_iterable(case.images.values() for case, _ in cases.values())
+    refuse_data_folder(folder, (folder if _is_slice_in(folder, path) else path for path in images))
     files = chain.from_iterable((*case.images.values(), case.mask, case.labels) for case, _ in cases.values())
     inputs = {file.resolve() for file in files if file is not None}
     for name in chain.from_iterable(names for _, names in cases.values()):
@@ -181,6 +182,16 @@ def _spare_inputs(folder: Path, cases: Mapping[str, tuple[Case, Sequence[str]]])
                 reason="input",
                 hint="Give another folder with -o.",
             )
+
+
+def _is_slice_in(folder: Path, path: Path) -> bool:
+    """Return whether a path is a file that stands for a DICOM series of several files in a folder."""
+    if not path.is_file() or volume_stem(path.name) is not None or path.parent.resolve() != folder.resolve():
+        return False
+    try:
+        return len(volume_files(path)) > 1
+    except (ChiasmError, OSError):
+        return False  # the case is refused by itself
 
 
 def remove_predictions(folder: Path, entries: Iterable[Entry]) -> None:
