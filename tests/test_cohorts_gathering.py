@@ -392,7 +392,7 @@ def bids_with_two(root: Path, *, mprage_mm: float = 1.0, se_mm: float = 4.0) -> 
     place = root / "sub-01" / "anat"
     save(place / "sub-01_acq-mprage_T1w.nii.gz", image, np.diag([1, 1, mprage_mm, 1]))
     save(place / "sub-01_acq-se_T1w.nii.gz", image, np.diag([0.5, 0.5, se_mm, 1]))
-    save(place / "sub-01_T2w.nii.gz", image, np.diag([1, 1, 1, 1.0]))
+    save(place / "sub-01_T2w.nii.gz", 1 - image, np.diag([1, 1, 1, 1.0]))
     return root
 
 
