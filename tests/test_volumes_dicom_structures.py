@@ -187,7 +187,7 @@ def test_what_cannot_be_drawn_is_refused_by_its_reason(tmp_path: Path) -> None:
 def patient(root: Path, name: str, drawn: Drawn) -> None:
     files = in_order(write_source(root / name / "t2", SeriesDescription="t2"))
     frame = pydicom.dcmread(files[0], stop_before_pixels=True).FrameOfReferenceUID
-    write_source(root / name / "t1", SeriesDescription="t1", FrameOfReferenceUID=frame)
+    write_source(root / name / "t1", SeriesDescription="t1", FrameOfReferenceUID=frame, RescaleSlope=2)
     write_structures(root / name / "rt" / "rs.dcm", files, drawn)
 
 
