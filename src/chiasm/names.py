@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 MOST_NAME = 190  # bytes of a case's name: what is added for a file's stays below the 255 of file systems
 
@@ -38,6 +38,16 @@ def amount(count: int, noun: str) -> str:
     ('1 test case', '0 subjects')
     """
     return f"{count} {noun}{'s' * (count != 1)}"
+
+
+def name_first(names: Collection[str], most: int) -> str:
+    """Name the first ones, and say how many more there are.
+
+    >>> name_first(["a", "b", "c"], 2), name_first(["a"], 2)
+    ('a, b and 1 more', 'a')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + more
 
 
 def sizes_in_mm(smallest: Sequence[float], largest: Sequence[float]) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from chiasm.cohorts.cases import ALIASES, MODALITIES, Case, Cohort, Problem, grouped, only
 from chiasm.cohorts.folder_notes import SPLITS
+from chiasm.names import name_first
 
 _WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -186,7 +187,8 @@ def _not_read_as_roles(
     if not (unread and silent):
         return []
     message = (
-        f"{_some(unread)} may name a role in the split, but folders beside it name none ({_some(silent)}), "
+        f"{name_first(unread, SHOWN)} may name a role in the split, but folders beside it name none "
+        f"({name_first(silent, SHOWN)}), "
         "so the split is not fixed; to fix it, call the folders train, val and test, or write a "
         "manifest with a column split"
     )
@@ -208,11 +210,6 @@ def _every(folders: Iterable[str]) -> set[PurePosixPath]:
     """Return paths and the folders above them, without the root."""
     paths = {path for one in folders for path in (PurePosixPath(one), *PurePosixPath(one).parents)}
     return paths - {PurePosixPath(".")}
-
-
-def _some(names: Collection[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(list(names)[:SHOWN]) + more
 
 
 def role_above(folder: str, roles: Mapping[str, FolderRole], case: str) -> str | None:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from chiasm.errors import RecipeError
+from chiasm.names import name_first
 from chiasm.networks.generator import Dims
 
 #: MONAI's classes that make one image of several channels, and what each asks of a patch is its own matter.
@@ -194,11 +195,10 @@ def _is_generator(kind: type[nn.Module]) -> bool:
 def _no_class(class_name: str, place: str, known: Mapping[str, str]) -> RecipeError:
     ordered = sorted(known, key=lambda name: ("unet" not in name, name))
     alike = get_close_matches(class_name.lower(), ordered, 5) or ordered
-    more = f" and {len(alike) - LISTED} more" if len(alike) > LISTED else ""
     return RecipeError(
         f"there is no class {class_name} in {place}",
         reason="no-network",
-        expected=f"one of {', '.join(known[key] for key in alike[:LISTED])}{more}" if alike else None,
+        expected=f"one of {name_first([known[key] for key in alike], LISTED)}" if alike else None,
     )
 
 

@@ -22,6 +22,7 @@ from chiasm.cohorts.duplicates import Thumbnail, thumbnail, voxel_hash
 from chiasm.cohorts.images import read_case_image, read_case_labels
 from chiasm.cohorts.labels import region_volumes, usable_labels
 from chiasm.errors import CohortError, VolumeError
+from chiasm.names import name_first
 from chiasm.on_demand import Scratch
 from chiasm.preparation.degradation import arranged, check_slices
 from chiasm.preparation.displacement import displacement_mm
@@ -247,7 +248,8 @@ def _read_images(case: Case, names: Sequence[str], problems: list[Problem]) -> d
             if volumes:
                 first_name, first = next(iter(volumes.items()))
                 volume = check_pair(first, volume, a_name=_with_file(case, first_name), b_name=name)
-            refuse_twice({**volumes, name: volume})
+            for earlier, image in volumes.items():
+                refuse_twice({earlier: image, name: volume})
             volumes[name] = volume
     return volumes
 
@@ -296,9 +298,9 @@ def describe_displaced(cases: Iterable[ExaminedCase]) -> str | None:
     ]
     if not found:
         return None
-    listed = ", ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else "")
     return (
-        f"images seem not to lie on one another, which blurs what is learnt and spoils what is scored: {listed}; "
+        "images seem not to lie on one another, which blurs what is learnt and spoils what is scored: "
+        f"{name_first(found, MOST_NAMED)}; "
         "chiasm run --register rigid aligns them, and chiasm view shows them"
     )
 

@@ -176,6 +176,7 @@ def _inspect(cohort: Cohort, sources: Sequence[str], target: str | None, progres
     chosen = select_cases(cohort, wanted, None) if wanted else cohort
     data = _pair(sources, target)
     summaries, problems, displaced = [], list(chosen.problems), list[ExaminedCase]()
+    cases = list[Case]()
     usable = Scratch[ExaminedCase](Path(tempfile.gettempdir()))
     with closing(examine_cases(chosen.cases, wanted or None, cohort.regions, data, progress)) as found:
         for examined in found:
@@ -183,11 +184,11 @@ def _inspect(cohort: Cohort, sources: Sequence[str], target: str | None, progres
             problems += examined.problems
             displaced += [examined] if any(image.apart_mm for image in examined.images.values()) else []
             if data is not None and examined.is_usable:
+                cases.append(examined.case)
                 usable.keep(examined.case.id, replace(examined, facts=None))
     seen = _Seen(summaries, problems, describe_displaced(displaced))
     if data is None:
         return seen
-    cases = [one.case for one in usable.values()]
     return seen._replace(usable=cases, refusal=_refusal(usable, replace(chosen, cases=tuple(cases)), data.modalities))
 
 

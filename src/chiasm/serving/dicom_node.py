@@ -147,18 +147,12 @@ def run_node(predictor: Predictor, node: Node, spool: Path, turn: Lock, stop: St
             while not stop.asked.wait(TICK_S):
                 unfinished = inbox.collect(lambda: kernel.active_associations)
                 while unfinished:
-                    arrival = unfinished[0]
-                    if arrival.whole:
-                        stop.at_once = True
-                        try:
-                            with turn:
-                                _handle(arrival, predictor, node, peer, say)
-                        finally:
-                            stop.at_once = False
-                            shutil.rmtree(arrival.folder, ignore_errors=True)
+                    if (arrival := unfinished[0]).whole:
+                        with _at_work(stop, arrival.folder), turn:
+                            _handle(arrival, predictor, node, peer, say)
                     else:
                         say(f"series {arrival.number}: broke off after {arrival.images} images, removed")
-                    unfinished = unfinished[1:]
+                    del unfinished[0]
         finally:
             for left in (*unfinished, *inbox.remaining()):
                 say(f"series {left.number}: the node ended before it was done; send it again from {left.sender}")
@@ -193,6 +187,17 @@ def check_one_source(predictor: Predictor, run: Path) -> None:
 
 
 # --- one series --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _at_work(stop: Stop, folder: Path) -> Iterator[None]:
+    """Let a signal end the block at once, and remove the folder of its series after it."""
+    stop.at_once = True
+    try:
+        yield
+    finally:
+        stop.at_once = False
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _handle(arrival: Arrival, predictor: Predictor, node: Node, peer: Peer | None, say: Callable[[str], None]) -> None:
