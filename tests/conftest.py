@@ -112,7 +112,7 @@ def open_page() -> Iterator[Callable[..., Opened]]:
 
         def opened(path: Path | str, *flags: str, first: str = "") -> Opened:
             """Open a page; `first` is a script that runs before the page's own."""
-            args = ["--no-sandbox", "--disable-gpu", *(flags or SOFTWARE_GL)]
+            args = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", *(flags or SOFTWARE_GL)]
             page = playwright.chromium.launch(executable_path=str(CHROMIUM), args=args).new_page(
                 viewport={"width": 1200, "height": 1400}
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,8 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed (pip install 'ch
 
 from web_client import served, write_scan
 
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
 TOKEN = "correct-horse-battery-staple"
 
 pytestmark = [
@@ -28,6 +31,15 @@ pytestmark = [
 ]
 
 
+def _hand_in(page: playwright.Page, scan: Path) -> None:
+    page.fill("#token", TOKEN)
+    page.set_input_files("#file-t1", str(scan))
+    page.click("#send")
+    page.wait_for_selector("[data-state=done]")
+    page.frame_locator("#view").locator("html[data-ready]").wait_for(timeout=60_000)
+
+
+@pytest.mark.filterwarnings("default:a browser did not draw")  # once in some hundred runs, nobody knows why
 def test_a_scan_goes_in_and_its_panes_show_the_values_of_the_files(
     finished_run: Path, tmp_path: Path, open_page: Callable[..., Opened]
 ) -> None:
@@ -42,11 +54,14 @@ def test_a_scan_goes_in_and_its_panes_show_the_values_of_the_files(
         page.click("#send")
         page.wait_for_selector("#refused:not([hidden])")
         assert "The token is wrong" in page.text_content("#refused").capitalize()
-        page.fill("#token", TOKEN)
-        page.click("#send")
-        page.wait_for_selector("[data-state=done]")
-        frame = page.frame_locator("#view")
-        frame.locator("html[data-ready]").wait_for()
+        try:
+            _hand_in(page, scan)
+        except playwright.TimeoutError:
+            seen = [page.text_content("#refused"), page.text_content(".where"), page.frames[-1].url, opened.errors]
+            warnings.warn(f"a browser did not draw the panes, so another one is asked: {seen}", stacklevel=2)
+            client.ask("DELETE", f"/api/jobs/{page.get_attribute('[data-job]', 'data-job')}")
+            page = open_page(client.root).page
+            _hand_in(page, scan)
         name = page.get_attribute("[data-job]", "data-job")
         assert page.text_content("[data-job] h3") == "Miller.nii.gz" and "Miller" not in "".join(client.log)
 
