@@ -217,6 +217,9 @@ def test_another_registration_is_not_mixed_in(tmp_path: Path) -> None:
     assert caught.value.reason == "other-registration" and (out / "matrix.txt").read_text() == before
     with pytest.raises(RunError, match="differs in what was registered"):
         register(*reversed(pair), out, kind="rigid")
+    with pytest.raises(RecipeError, match="kind of registration 'elastic'"):
+        register(*pair, out, kind="elastic", overwrite=True)  # type: ignore[arg-type]
+    assert (out / "matrix.txt").read_text() == before
     register(*reversed(pair), out, kind="rigid", overwrite=True)
     assert (out / "matrix.txt").read_text() != before and not (out / "field.nii.gz").exists()
     assert (out / "labels-mine.nii.gz").read_text() == "of the user"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -149,21 +149,15 @@ def register(
 ) -> None:
     """Align a volume with another of the same patient: matrix, field, and a page to check it by."""
     check_output(out)
-    from typing import get_args
-
-    from chiasm.errors import unknown
-    from chiasm.registration.alignment import AlignmentKind
+    from chiasm.registration.alignment import kind_named
     from chiasm.reports.registration import register as run_registration
-
-    if kind not in get_args(AlignmentKind):
-        raise unknown("kind of registration", kind, get_args(AlignmentKind))
 
     with open_progress() as bar:
         made = run_registration(
             moving,
             fixed,
             out,
-            kind=cast("AlignmentKind", kind),
+            kind=kind_named(kind),
             labels=labels or (),
             seed=seed,
             reading=reading.reading(),

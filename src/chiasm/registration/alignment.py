@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,17 @@ class _Working(NamedTuple):
     cut_out: bool
 
 
+def kind_named(name: str) -> AlignmentKind:
+    """Return the kind of registration of this name.
+
+    Raises:
+        RecipeError: If there is none of this name.
+    """
+    if name not in get_args(AlignmentKind):
+        raise unknown("kind of registration", name, get_args(AlignmentKind))
+    return cast("AlignmentKind", name)
+
+
 def align(
     fixed: Volume, moving: Volume, kind: AlignmentKind = "demons", *, seed: int = 0, progress: Progress | None = None
 ) -> Alignment:
@@ -134,8 +145,7 @@ def align(
         VolumeError: If a volume has nothing but background, the two do not
             come to lie over one another, or they have nothing in common.
     """
-    if kind not in get_args(AlignmentKind):
-        raise unknown("kind of registration", kind, get_args(AlignmentKind))
+    kind = kind_named(kind)
     begun = time.perf_counter()
     one, other = _working(fixed), _working(moving)
     say = progress or _silent

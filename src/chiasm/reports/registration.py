@@ -18,7 +18,7 @@ from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.locks import locked
 from chiasm.outputs import refuse_foreign, refuse_inputs, remove_files
 from chiasm.progress import Progress
-from chiasm.registration.alignment import Alignment, AlignmentKind, align
+from chiasm.registration.alignment import Alignment, AlignmentKind, align, kind_named
 from chiasm.registration.cohort import (
     RECORD,
     aligned_images,
@@ -103,7 +103,7 @@ def register(
         RecipeError: If `kind` is unknown, or `series` names neither volume.
         ChiasmError: If the folder cannot be written.
     """
-    rules = parse_rules(series)
+    kind, rules = kind_named(kind), parse_rules(series)
     if strange := set(rules) - {"moving", "fixed"}:
         raise unknown("volume to choose a series for", min(strange), ("moving", "fixed"))
     inputs = [file for path in (fixed, moving, *labels) for file in files_at(path)]
@@ -115,20 +115,25 @@ def register(
         asked = {"kind": kind, "seed": seed, "voxels": _digest([still, mobile, *maps])}
         _make_room(out, asked, _files(len(labels)), overwrite=overwrite)
         alignment = _aligned(still, mobile, moving, kind, seed, progress)
-        names = {"moving": moving.name, "fixed": fixed.name}
-        write_json(out / RECORD, {**names, **asked})  # from here on the folder is this registration's
+        record = {"moving": moving.name, "fixed": fixed.name, **asked}
+        write_json(out / RECORD, record)  # from here on the folder is this registration's
         image, covered, _ = lay_on(still.geometry, mobile, alignment)
-        write_volume(out / "moved.nii.gz", image.array, still.geometry)
-        if covered.all():
-            (out / "known.nii.gz").unlink(missing_ok=True)
-        else:
-            write_volume(out / "known.nii.gz", covered, still.geometry, labels=True)
+        _write_moved(out, image, covered)
         _write_maps(out, maps, alignment, still.geometry)
         _write_transform(out, alignment, still.geometry)
-        write_json(out / RECORD, {**names, **asked, **describe_alignment(alignment)})
+        write_json(out / RECORD, {**record, **describe_alignment(alignment)})
         page = out / "registration.html"
         write_text(page, render_page("registration.html", _content(still, mobile, image, alignment)))
         return Registered(out, alignment, image, page, float(covered.mean()))
+
+
+def _write_moved(out: Path, image: Volume, covered: NDArray[np.bool_]) -> None:
+    """Write the registered image, and which of its voxels are known where not all are."""
+    write_volume(out / "moved.nii.gz", image.array, image.geometry)
+    if covered.all():
+        (out / "known.nii.gz").unlink(missing_ok=True)
+    else:
+        write_volume(out / "known.nii.gz", covered, image.geometry, labels=True)
 
 
 def _write_maps(out: Path, maps: Sequence[Volume], alignment: Alignment, grid: Geometry) -> None:
