@@ -311,13 +311,14 @@ def predict(
 
     Raises:
         RunError: If there is no model, it is damaged, its network is code that `trust` does not name, several models
-            do not agree, a role is asked for and the split is unknown, another process writes to `out`, `out` is a
-            folder of the data, or it holds what does not belong to this prediction and `overwrite` is False.
+            do not agree, a role is asked for and the split is unknown, the runner cannot run here, another process
+            writes to `out`, `out` is a folder of the data, or it holds what does not belong to this prediction and
+            `overwrite` is False.
         ChiasmError: If `out` cannot be written, as when the disk is full.
-        RecipeError: If `degrade` is asked of a model that is not for super-resolution, or `average` is unknown.
+        RecipeError: If a role, a format, a runner or `average` is unknown, `degrade` is asked of a model that is not
+            for super-resolution, `series` names no source, or the engine is unknown, not installed, or has not this
+            device or precision.
         CohortError: If an input holds no case.
-        RecipeError: If a role or format is unknown, `series` names no source, or the engine is unknown, not installed,
-            or has not this device or precision.
         VolumeError: If DICOM is asked for and a source is none.
     """
     container, gpus = container_named(container), int(accelerator == "cuda")

@@ -370,6 +370,11 @@ def _bound(event: Any, taken: WeakKeyDictionary[Any, int], places: Places, limit
     places.hear(association)
 
     def recv(count: int) -> bytearray:
+        """Read as the connection's own method does, which this one replaces.
+
+        Raises:
+            OSError: If the peer sends more than is taken, is too slow or is gone; pynetdicom then ends the association.
+        """
         taken[association] = taken.get(association, 0) + count
         if count > LONGEST_PDU or taken[association] > limits.image_bytes + LONGEST_PDU:
             connection.close()

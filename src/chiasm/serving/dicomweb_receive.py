@@ -51,6 +51,11 @@ class _Parts:
         self._file: BinaryIO | None = None
 
     def on_part_begin(self) -> None:
+        """Open the file of the next part.
+
+        Raises:
+            WebError: If the request has more parts than are taken.
+        """
         self.count += 1
         if self.count > MOST_PARTS:
             raise WebError(413, "the request holds too many instances", "too-large", f"Send at most {MOST_PARTS}.")
@@ -81,7 +86,9 @@ async def receive_instances(request: Request, folder: Path) -> None:
         folder: An empty one.
 
     Raises:
-        WebError: If the request is no multipart message of DICOM files.
+        WebError: If the request is no multipart message of DICOM files, ends too early, or is larger or slower than
+            is taken.
+        ClientDisconnect: If the client leaves.
     """
     from python_multipart.exceptions import FormParserError
     from python_multipart.multipart import MultipartParser

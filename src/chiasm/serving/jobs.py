@@ -28,7 +28,7 @@ SWEEP_S = 1.0
 
 
 class Cancelled(Exception):
-    """The running job was deleted."""
+    """The running job was deleted, or the server ends."""
 
 
 class Outcome(NamedTuple):
@@ -220,6 +220,11 @@ class JobQueue:
             job.state, job.since = "running", self._clock()
 
         def report(stage: str, progress: float) -> None:
+            """Note how far the work is.
+
+            Raises:
+                Cancelled: If it is wanted no more.
+            """
             if job.is_deleted or self._closing.is_set():
                 raise Cancelled
             job.stage, job.progress = stage, max(job.progress, min(progress, 1.0))

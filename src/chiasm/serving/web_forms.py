@@ -29,7 +29,8 @@ async def receive_scan(request: Request, folder: Path, sources: Sequence[str]) -
         sources: Of the model.
 
     Raises:
-        WebError: If it is no such form.
+        WebError: If it is no such form, or is larger or slower than is taken.
+        ClientDisconnect: If the client leaves.
         ChiasmError: If files are missing, or a rule or the ending of a name is wrong.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":

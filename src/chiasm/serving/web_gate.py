@@ -150,6 +150,11 @@ class _Body:
         self._is_whole = False
 
     async def receive(self) -> Message:
+        """Return the next piece of the body.
+
+        Raises:
+            WebError: If the request is too large, or the piece comes too late.
+        """
         if self._is_whole:  # the application waits for the client to leave
             return await self._receive()
         left = self._last - asyncio.get_running_loop().time()

@@ -157,6 +157,7 @@ def _learn(todo: _Training, *, careful: bool) -> AnyLearner:
 
     Raises:
         NotFinite: If they were not; its message is exact if each step was checked.
+        Interrupted: If the run was asked to stop; a checkpoint was written.
     """
     recipe, plan, cases, folder, session, start, until = todo
     learner = _make_learner(recipe, plan, cases.training, session.fabric)
