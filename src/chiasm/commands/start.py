@@ -23,8 +23,6 @@ from chiasm.errors import RecipeError
 from chiasm.locks import check_output
 from chiasm.progress import count, follow, open_progress
 
-MINUTES = 40.0  # of training, unless somebody says how long it may take
-
 
 def run(
     data: Data,
@@ -57,7 +55,7 @@ def run(
     selection = found.selection(asked.source, reading, allow, people)
     recipe = asked.recipe(reading, selection)
     check_output(out)
-    from chiasm.pipeline import Watch, minutes_before, open_job, plan_ahead
+    from chiasm.pipeline import MINUTES, Watch, minutes_before, open_job, plan_ahead
     from chiasm.pipeline import run as run_all
     from chiasm.prediction.manifest import container_named
 

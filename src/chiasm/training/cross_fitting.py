@@ -73,42 +73,59 @@ def train(
         Interrupted: If the run was asked to stop.
     """
     recipe, data = resolve_models(data, recipe, folder, layout, selection)
-    one = partial(train_one, say=say, progress=progress, layout=layout, selection=selection)
-    one = partial(one, threads=threads)
-    models = int(recipe.split.models)
-    if models == 1:
+    one = partial(train_one, say=say, progress=progress, layout=layout, selection=selection, threads=threads)
+    if recipe.split.models == 1:
         return one(data, recipe, folder, watcher=_watcher_in(folder, watcher), minutes=minutes, announce=announce)
-
-    def begin(planned: PlannedRun, heading: str | None) -> None:
-        write_recipe(folder / "recipe.toml", recipe)  # now that nothing in it was refused
-        if announce is not None:
-            announce(planned)
-        if heading is not None:
-            say(heading)
-
     _check(data, recipe, folder)
     with locked(folder):
         check_recipe(folder, recipe)
-        cohort = cohort_of(data, recipe, layout, selection)
+        one = partial(one, cohort_of(data, recipe, layout, selection), cache=folder / "cache")
         say(_announce(recipe))
-        runs: list[Run] = []
-        for number in range(1, models + 1):
-            place = folder / PARTS / str(number)
-            part = part_of(recipe, number, place, fitted=minutes is not None)
-            time = None if minutes is None else minutes / models
-            like = runs[0].plan if runs else None
-            part = part if like is None else _in_its_plane(part, number, place, like)
-            heading = (
-                f"model {number} of {models}{'' if part.data.plane == 'auto' else f', of {part.data.plane} slices'}"
-            )
-            announced = partial(begin, heading=None if runs else heading)
-            if runs:  # the first one is planned for the whole, so its heading follows what is announced of that
-                say(heading)
-            aside = {"watcher": _watcher_in(place, watcher), "cache": folder / "cache", "like": like}
-            runs.append(one(cohort, part, place, minutes=time, announce=announced, **aside))
+        runs = _train_in_turn(one, recipe, folder, say, watcher, minutes, announce)
         _exchange_calibrations(folder, [run.folder for run in runs])
     problems = tuple(dict.fromkeys(problem for run in runs for problem in run.problems))
     return Run(folder, runs[0].plan, runs[0].split, problems)
+
+
+def _train_in_turn(
+    train_model: Callable[..., Run],
+    recipe: Recipe,
+    folder: Path,
+    say: Say,
+    watcher: Watcher | Callable[[Path], Watcher] | None,
+    minutes: float | None,
+    announce: Callable[[PlannedRun], None] | None,
+) -> list[Run]:
+    """Train each of several models on its part of the cohort; what the first one's plan chooses holds for all."""
+    models = int(recipe.split.models)
+    time = None if minutes is None else minutes / models
+
+    def begin(planned: PlannedRun) -> None:
+        write_recipe(folder / "recipe.toml", recipe)  # now that nothing in it was refused
+        if announce is not None:
+            announce(planned)
+
+    def begin_first(planned: PlannedRun) -> None:
+        begin(planned)
+        say(_heading(recipe, 1))  # after what is announced, which is of the whole
+
+    def train_part(number: int, announced: Callable[[PlannedRun], None], like: Plan | None = None) -> Run:
+        place = folder / PARTS / str(number)
+        part = part_of(recipe, number, place, fitted=minutes is not None)
+        if like is not None:
+            part = _in_its_plane(part, number, place, like)
+            say(_heading(part, number))
+        watching = _watcher_in(place, watcher)
+        return train_model(part, place, watcher=watching, minutes=time, announce=announced, like=like)
+
+    first = train_part(1, begin_first)
+    return [first, *(train_part(number, begin, first.plan) for number in range(2, models + 1))]
+
+
+def _heading(part: Recipe, number: int) -> str:
+    """Name one of several models, and the plane of its slices."""
+    plane = "" if part.data.plane == "auto" else f", of {part.data.plane} slices"
+    return f"model {number} of {part.split.models}{plane}"
 
 
 def _watcher_in(folder: Path, watcher: Watcher | Callable[[Path], Watcher] | None) -> Watcher | None:

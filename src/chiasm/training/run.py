@@ -122,16 +122,15 @@ def train(
         if isinstance(ready, Run):
             return ready
         found, planned, cases, problems = ready
-        recipe, threads = planned.recipe, planned.threads
-        run = replace(planned.run, problems=(*planned.run.problems, *problems))
-        with on_threads(threads):
+        recipe, run = planned.recipe, replace(planned.run, problems=(*planned.run.problems, *problems))
+        with on_threads(planned.threads):
             with _clock(session, folder, "training"):
                 learner, cascade = _learn_stages(recipe, run.plan, cases, folder, session, _WarmUp(start, until))
             if session.is_first_process:
                 _make_baselines(cases.training, planned, folder, start)
-            if session.is_first_process and until is None:
-                _ship(learner, recipe, cascade, folder, session.say)
-                write_finished(folder, found, run.problems)
+                if until is None:
+                    _ship(learner, recipe, cascade, folder, session.say)
+                    write_finished(folder, found, run.problems)
         session.fabric.barrier()
     return run
 
