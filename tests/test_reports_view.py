@@ -320,8 +320,9 @@ def test_a_case_that_was_predicted_as_dicom_is_shown_with_its_parametric_map(
     assert np.allclose(error.affine, expected.affine, atol=1e-4) and synthetic.shape == error.shape
     np.testing.assert_allclose(np.asarray(error.dataobj), np.asarray(expected.dataobj), rtol=1e-6)
     file = tmp_path / "dicom" / "p1" / "expected-error.dcm"
-    assert view([file], page).titles == ("expected-error.dcm",)
-    assert view([tmp_path / "dicom" / "p1"], page).titles == ("p1",)  # the synthetic series
+    assert view([file], page).titles == ("expected-error.dcm (synthetic)",)
+    seen = view([tmp_path / "dicom" / "p1", tmp_path / "in" / "p1"], page)  # the former has a map beside its series
+    assert seen.titles == ("dicom/p1 (synthetic)", "in/p1")
     cut = pydicom.dcmread(file)
     cut.FloatPixelData = cut.FloatPixelData[:-400]
     cut.save_as(file)
