@@ -144,6 +144,17 @@ def test_the_command_writes_json_and_a_page(tmp_path: Path, capsys: pytest.Captu
     assert "read-nifti" in capsys.readouterr().out
 
 
+def test_the_command_ends_with_1_after_a_wrong_result_and_its_help_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("chiasm.bench.table.ROWS", (row_of(1, 2),))
+    for words, code in (["bench", "--quick"], 1), (["bench", "--help"], 0):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == code
+    assert "Exit code 1 means that a result differs" in " ".join(capsys.readouterr().out.split())
+
+
 def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ChiasmError, match=r"found walking.*read-nifti"):
         find_rows(ROWS, ["walking"])

@@ -21,7 +21,10 @@ def bench(
     json: Annotated[Path | None, typer.Option("--json", help="Write the rows as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the rows as a page in Markdown.")] = None,
 ) -> None:
-    """Compare chiasm with other tools on this machine: equal results first, then processor time."""
+    """Compare chiasm with other tools on this machine: equal results first, then processor time.
+
+    Exit code 1 means that a result differs.
+    """
     from chiasm.bench.rows import FULL, QUICK, find_rows
     from chiasm.bench.table import ROWS, describe_row, keep_notes, run_rows, to_json, to_markdown
     from chiasm.storage import write_json, write_text
