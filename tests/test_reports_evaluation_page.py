@@ -14,9 +14,11 @@ import pytest
 
 from chiasm.errors import ChiasmError
 from chiasm.evaluation.rows import Row
+from chiasm.evaluation.scoring import calibration
 from chiasm.reports.drawing import png_address
+from chiasm.reports.error_plot import draw_expected_error
 from chiasm.reports.evaluation_page import EvaluationPage, write_report
-from chiasm.reports.gallery import GalleryCase, cut_case
+from chiasm.reports.gallery import CutCase, GalleryCase, cut_case
 from chiasm.reports.naive_comparison import compare_with_baselines, rank
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'><script>alert(2)</script>&amp;"
@@ -287,7 +289,7 @@ def test_real_and_synthetic_share_a_window_and_no_error_is_black(tmp_path: Path)
 
 def test_the_expected_error_map_is_held_against_the_true_error(tmp_path: Path) -> None:
     words = written(tmp_path, gallery=[pictured()]).words
-    assert "In lesions the map understates the error: 0.250 expected, 0.500 found (2.00 times)." in words
+    assert "In lesions the map understates the error: 0.250 expected, 0.500 found" in words
     assert "Outside lesions the map understates the error" in words
     unlabelled = replace(pictured(), lesion=None, expected_error=np.full((20, 22, 16), 0.5, np.float32))
     assert "In the mask the map meets the error" in written(tmp_path, gallery=[unlabelled]).words
@@ -378,3 +380,16 @@ def test_names_that_mean_something_to_the_drawing_library_are_plain_names(tmp_pa
     for name in (r"$\frac$ #010101", 'font-family: serif id="x', "病变 " * 30):
         page = written(tmp_path, rows=[row("model", name, 0.1), row("lookup", name, 0.2)])
         assert f"{name[:20]}" in page.words and page.text.count("</text>") == page.text.count("<text")
+
+
+@pytest.mark.parametrize(("factor", "manner"), [(0.5, "understates"), (1.0, "meets"), (2.0, "overstates")])
+def test_the_expected_error_is_given_as_a_part_of_the_true_one_as_in_the_table_of_scores(
+    factor: float, manner: str
+) -> None:
+    true = np.linspace(1, 3, 200, dtype=np.float32)
+    errors = {"outside lesions expected": factor * true, "outside lesions true": true}
+    shown = draw_expected_error([CutCase("p1", "a.u.", "", (), (), None, (), errors=errors)])
+    assert shown is not None
+    ratio = calibration(factor * true, true)["calibration"]
+    assert f"the map {manner} the error" in shown["words"][0]
+    assert shown["words"][0].endswith(f"it expects {ratio:.2f} times the true error.")

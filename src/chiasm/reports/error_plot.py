@@ -47,7 +47,7 @@ def _draw_tenths(regions: Mapping[str, Errors], unit: str, words: str) -> str:
             axes.plot(*curve.T, color=colour, linestyle=dash, linewidth=1.7, marker="o", markersize=4, label=region)
         axes.set(xlim=(0, most), ylim=(0, most), **labels)
         axes.grid(axis="x")
-        axes.legend(loc="upper left", labelcolor=INK, handlelength=2.6)
+        axes.legend(loc="best", labelcolor=INK, handlelength=2.6)
 
     alt = f"True error against the error that the expected-error map expects, by tenths of the map. {words}"
     return draw_svg(draw, alt, (4.8, 4.2), "expected_error")
@@ -77,7 +77,7 @@ def _tenths(errors: Errors) -> NDArray[np.float64]:
 def _compare_means(errors: Errors) -> str:
     """Say how the expected error lies to the true one, on average."""
     expected, true = map(mean_or_nan, errors)
-    ratio = true / expected if expected > 0 else math.inf
-    manner = "understates" if ratio > 1.1 else "overstates" if ratio < 0.9 else "meets"
-    scores = f"{show_number(expected)} expected, {show_number(true)} found ({ratio:.2f} times)"
-    return f"the map {manner} the error: {scores}"
+    manner = "understates" if true > 1.1 * expected else "overstates" if true < 0.9 * expected else "meets"
+    ratio = expected / true if true > 0 else math.inf
+    scores = f"{show_number(expected)} expected, {show_number(true)} found"
+    return f"the map {manner} the error: {scores}, so it expects {ratio:.2f} times the true error"
