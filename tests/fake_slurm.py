@@ -22,6 +22,7 @@ for index in range(int(array[1]) + 1) if array else [None]:
     told = dict(JOB_ID=number, NTASKS=1, JOB_NUM_NODES=1, NODEID=0, JOB_NODELIST="here", PROCID=0, LOCALID=0)
     told |= {{}} if index is None else dict(ARRAY_JOB_ID=number, ARRAY_TASK_ID=index)
     run = f"bash {{number}}.sh; [ $? = 0 ] && end=COMPLETED || end=OUT_OF_MEMORY; echo $end > {{name}}"
+    (place / name).write_text("RUNNING")
     env = os.environ | {{f"SLURM_{{key}}": str(value) for key, value in told.items()}}
     subprocess.Popen(["bash", "-c", run], cwd=place, env=env, start_new_session=True, stdout=-3, stderr=-3)
 print("Submitted batch job", number)
@@ -36,26 +37,23 @@ for letter, name in names.items():
 os.dup2(os.open(error, os.O_WRONLY | os.O_CREAT), 2)
 os.execv(sys.argv[end], sys.argv[end:])
 """
-SACCT = """
+SQUEUE = """
 from pathlib import Path
-print("JobID|State|NodeList")
 for path in Path({place!r}).iterdir():
-    if not path.suffix and path.stat().st_size:
-        print(f"{{path.name}}|{{path.read_text().strip()}}|here")
+    if not path.suffix:
+        print(path.name, path.read_text().strip())
 """
 
 
 def install(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the programs first on PATH; the returned folder holds the scripts that were submitted, as `NUMBER.sh`."""
-    import submitit
-
     programs, jobs = place / "bin", place / "jobs"
     programs.mkdir(parents=True)
     jobs.mkdir()
     texts = {
         "sbatch": SBATCH.format(place=str(jobs)),
         "srun": SRUN,
-        "sacct": SACCT.format(place=str(jobs)),
+        "squeue": SQUEUE.format(place=str(jobs)),
         "scancel": "",
     }
     for name, text in texts.items():
@@ -64,6 +62,5 @@ def install(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     here = str(Path(__file__).parent)  # where nodes find what the tests define
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])))
-    monkeypatch.setattr("chiasm.runners.POLL", 0.2)
-    monkeypatch.setattr(submitit.SlurmJob, "_results_timeout_s", 1)  # a slow file system has 15
+    monkeypatch.setattr("chiasm.slurm_queue.POLL", 0.2)
     return jobs

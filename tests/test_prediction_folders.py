@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 import chiasm
+from chiasm.attempts import Lost
 from chiasm.cli import main
 from chiasm.cohorts.cases import Case
 from chiasm.cohorts.discovery import find_cohort
 from chiasm.errors import CohortError, RecipeError, RunError, VolumeError
 from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
-from chiasm.runners import RUNNERS, Lost
+from chiasm.runners import RUNNERS
 from chiasm.storage import read_json, write_json
 from chiasm.volumes import Volume, read_volume
 from synthetic_cohort import affine, pair, save

@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 import fake_slurm
+from chiasm.attempts import Lost
 from chiasm.errors import ChiasmError, CohortError, RunError, VolumeError
-from chiasm.runners import RUNNERS, Lost, Ray, Runner, Slurm, find_runner, imported_ahead
+from chiasm.runners import RUNNERS, Ray, Runner, Slurm, find_runner, imported_ahead
 
 PACKAGES = {"ray": "ray", "slurm": "submitit"}
 TOLD = {
@@ -199,6 +200,35 @@ def test_slurm_is_asked_for_what_the_study_states(tmp_path: Path, monkeypatch: p
     assert "gpus" not in script and "partition" not in script and "#SBATCH --time=1440\n" in script
     with pytest.raises(RunError, match=r"SLURM refused the jobs .*invalid partition specified: nowhere"):
         list(find_runner("slurm", {"slurm": Slurm(partition="nowhere")})([1], math.factorial, tmp_path))
+
+
+def warned(job: tuple[int, str, Path]) -> int:
+    """Return a factorial; the first time the job is warned by a signal, and leaves a mark on its way out."""
+    number, name, folder = job
+    mark = folder / f"warned {number}"
+    if name != "none" and not mark.exists():
+        mark.touch()
+        try:
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(600)
+        finally:
+            (folder / f"tidied {number}").touch()
+    return math.factorial(number)
+
+
+def test_jobs_of_slurm_stop_tidily_before_their_time_ends_and_when_they_are_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    submitted = fake_slurm.install(tmp_path / "cluster", monkeypatch)
+    jobs = [(number, name, tmp_path) for number, name in enumerate(("none", "SIGUSR1", "none", "SIGTERM"))]
+    reports = list(find_runner("slurm", {"slurm": Slurm(timeout_min=4)})(jobs, warned, tmp_path))
+    lost = {one.job[0]: one for one in reports if isinstance(one, Lost)}
+    assert sorted(one for one in reports if not isinstance(one, Lost)) == [1, 1, 2, 6]
+    assert sorted(lost) == [1, 3] and all(one.again for one in lost.values())
+    assert re.search(r"the time of its job \d+_1 was nearly over", str(lost[1])) and not lost[1].may_lack_memory
+    assert all((tmp_path / f"tidied {number}").exists() for number in lost)
+    assert "#SBATCH --signal=USR1@60\n" in min(submitted.glob("*.sh")).read_text()
 
 
 def test_ray_is_refused_where_the_machine_lacks_what_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from matplotlib import colormaps
 from matplotlib.image import imread
 
 import fake_slurm
+from chiasm.attempts import Lost
 from chiasm.cli import main
 from chiasm.cohorts.splits import count_subjects, read_splits
 from chiasm.errors import ChiasmError, RecipeError, RunError
@@ -29,7 +30,7 @@ from chiasm.evaluation.predictions import open_predictions, score_folder
 from chiasm.evaluation.rows import Row, read_evaluation
 from chiasm.evaluation.scoring import reporting_unit
 from chiasm.methods import make_recipe
-from chiasm.runners import RUNNERS, Lost, Runner, find_runner
+from chiasm.runners import RUNNERS, Runner, find_runner
 from chiasm.storage import read_json, read_toml, write_json, write_toml
 from chiasm.studies.jobs import content_of, find_cases, list_jobs, warm_ups
 from chiasm.studies.study import describe_jobs, run_study

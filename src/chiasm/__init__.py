@@ -16,6 +16,8 @@ its own, and within a line only from names to its left; a test reads this map.
     recipe        the settings of a training: sections, fields, bounds
     sizes         how much effort a training takes, by name
     methods       what can be asked for by name: methods, tasks
+    attempts      one try of a job in another process: its outcome, its error, or that its worker was lost
+    slurm_queue   what SLURM's queue says about submitted jobs, and when one has ended
     runners       where independent jobs are done: here, on all cores, by Ray or SLURM
     times         how long the stages of a command took
     progress      how far long work is: a bar on a terminal, lines in a log

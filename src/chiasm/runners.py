@@ -15,54 +15,25 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol
 
 from pydantic import Field
 
-from chiasm.errors import ChiasmError, RunError, unknown
+from chiasm.attempts import Job, Lost, Outcome, Raised, Reports, attempt, twice, unwrapped
+from chiasm.errors import RunError, unknown
 from chiasm.recipe import Section
+from chiasm.slurm_queue import MEMORY, cancel_left, ended, time_signal
+from chiasm.stopping import stoppable
 
 PATIENCE = 20.0  # seconds that a process which must go has for its checkpoint
-POLL = 10.0  # seconds between two looks at SLURM's jobs
 SERVER = "forkserver"  # of `multiprocessing`: a process that has imported modules, from which others are forked
-
-Job = TypeVar("Job")
-Outcome = TypeVar("Outcome")
-
-
-@dataclass(frozen=True)
-class Lost(Generic[Job]):
-    """A job whose worker ended before it reported an outcome.
-
-    Attributes:
-        job: Which.
-        cause: How the worker ended, as the end of a sentence.
-        again: Whether the job is tried once more.
-    """
-
-    job: Job
-    cause: str
-    again: bool = False
-
-    @property
-    def may_lack_memory(self) -> bool:
-        """Whether memory may have run out: then the system kills the process, which has no exit code of its own."""
-        return "exit code" not in self.cause
-
-    def __str__(self) -> str:
-        return f"its worker was lost{'' if self.again else ' twice'}: {self.cause}"
-
-
-Reports = Generator[Outcome | Lost[Job], None, None]
 
 
 class Runner(Protocol):
@@ -116,7 +87,7 @@ def in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: int
     def once(some: Sequence[Job], last: bool) -> Reports[Outcome, Job]:
         return _in_processes(some, work, 1 if last else count)
 
-    return _twice(jobs, once)
+    return twice(jobs, once)
 
 
 @contextmanager
@@ -148,27 +119,6 @@ def imported_ahead(modules: Sequence[str]) -> Iterator[None]:
         _Worker.method = "spawn"
 
 
-def _twice(
-    jobs: Sequence[Job], once: Callable[[Sequence[Job], bool], Reports[Outcome, Job]]
-) -> Iterator[Outcome | Lost[Job]]:
-    """Run jobs, then run the lost ones once more.
-
-    Args:
-        jobs: What to do.
-        once: Runs some jobs; its argument says whether it is their last try.
-    """
-    lost: list[Job] = []
-    with closing(once(jobs, False)) as reports:
-        for report in reports:
-            if isinstance(report, Lost):
-                lost.append(report.job)
-                yield replace(report, again=True)
-            else:
-                yield report
-    if lost:
-        yield from once(lost, True)
-
-
 def _in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: int) -> Reports[Outcome, Job]:
     """Keep `count` processes busy, and replace a process that died."""
     waiting = deque(jobs)
@@ -187,7 +137,7 @@ def _in_processes(jobs: Sequence[Job], work: Callable[[Job], Outcome], count: in
                     yield report
                 else:
                     idle.append(worker)
-                    yield _unwrapped(report)
+                    yield unwrapped(report)
     finally:
         for worker in busy:
             worker.process.terminate()  # a training writes its checkpoint
@@ -216,16 +166,17 @@ class _Worker(Generic[Job, Outcome]):
         except BrokenPipeError:  # it died while it was idle: `take` reports the job as lost
             self.process.join()
 
-    def take(self) -> Outcome | _Raised | Lost[Job]:
+    def take(self) -> Outcome | Raised | Lost[Job]:
         """Return the outcome of the job, or that the process died before it reported one."""
         try:
             if self.line.poll():
-                outcome: Outcome | _Raised = self.line.recv()
+                outcome: Outcome | Raised = self.line.recv()
                 return outcome
         except (EOFError, ConnectionError):
             self.process.join()
         self.stop()
-        return Lost(self.job, _ending(self.process.exitcode or 0))
+        code = self.process.exitcode or 0
+        return Lost(self.job, _ending(code), may_lack_memory=_signal_of(code) is not None)
 
     def stop(self) -> None:
         """End the process: closing the line ends an idle one."""
@@ -250,49 +201,11 @@ def _serve(line: connection.Connection, work: Callable[[Any], object]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a server ignores
     try:
         while True:
-            line.send(_attempt(work, line.recv()))
+            line.send(attempt(work, line.recv()))
     except EOFError:
         return
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-
-
-@dataclass(frozen=True)
-class _Raised:
-    """The error of a worker, in the form that is sent to the waiting process."""
-
-    error: Exception
-    trace: str
-
-
-class _Elsewhere(Exception):
-    """Carries the traceback of another process."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def _attempt(work: Callable[[Job], Outcome], job: Job) -> Outcome | _Raised:
-    """Do a job in a worker; return its error as a value, so that no runner changes the message.
-
-    Raises:
-        SystemExit: If the job was asked to stop by a signal.
-    """
-    try:
-        return work(job)
-    except Exception as error:  # raised again by `_unwrapped`
-        if (code := getattr(error, "exit_code", None)) is not None:
-            raise SystemExit(code) from error
-        crosses = isinstance(error, ChiasmError) or type(error).__module__ == "builtins"
-        passed = error if crosses else RuntimeError(f"{type(error).__name__}: {error}")
-        return _Raised(passed, traceback.format_exc())
-
-
-def _unwrapped(outcome: Outcome | _Raised) -> Outcome:
-    """Return the outcome that a worker reported, or raise its error."""
-    if isinstance(outcome, _Raised):
-        raise outcome.error from _Elsewhere(outcome.trace)
-    return outcome
 
 
 def _ending(code: int) -> str:
@@ -303,11 +216,17 @@ def _ending(code: int) -> str:
     >>> _ending(1)
     'its process ended with exit code 1'
     """
-    number = -code if code < 0 else code - 128
-    if number not in {one.value for one in signal.Signals}:
+    killer = _signal_of(code)
+    if killer is None:
         return f"its process ended with exit code {code}"
-    usual = ", as is usual where memory runs out" if number == signal.SIGKILL else ""
-    return f"its process was killed by signal {number} ({signal.Signals(number).name}){usual}"
+    usual = ", as is usual where memory runs out" if killer == signal.SIGKILL else ""
+    return f"its process was killed by signal {killer.value} ({killer.name}){usual}"
+
+
+def _signal_of(code: int) -> signal.Signals | None:
+    """Return the signal that an exit code stands for, or None."""
+    number = -code if code < 0 else code - 128
+    return next((one for one in signal.Signals if one == number), None)
 
 
 def _follow_parent() -> None:
@@ -340,11 +259,11 @@ def ray(
     if started:
         cluster.init(log_to_driver=False, include_dashboard=False, logging_level="ERROR")
 
-    def call(job: Job) -> Outcome | _Raised:  # Ray takes functions alone
-        return _attempt(work, job)
+    def call(job: Job) -> Outcome | Raised:  # Ray takes functions alone
+        return attempt(work, job)
 
     remote = cluster.remote(num_cpus=asked.num_cpus, num_gpus=asked.num_gpus, max_retries=0)(call)
-    reports: Iterator[Outcome | Lost[Job]] = _twice(jobs, lambda some, _last: _on_ray(some, remote))
+    reports: Iterator[Outcome | Lost[Job]] = twice(jobs, lambda some, _last: _on_ray(some, remote))
     try:
         if started and "RAY_ADDRESS" not in os.environ:  # a cluster may grow, this machine does not
             _check_offered(asked, cluster.cluster_resources())
@@ -369,7 +288,7 @@ def _on_ray(jobs: Sequence[Job], remote: Any) -> Reports[Any, Job]:
         except cluster.exceptions.RayError as error:
             yield Lost(job, f"Ray reports: {str(error).strip().split('. ')[0]}")
         else:
-            yield _unwrapped(outcome)
+            yield unwrapped(outcome)
 
 
 def _check_offered(asked: Ray, offered: Mapping[str, float]) -> None:
@@ -398,6 +317,7 @@ def slurm(
     if not jobs:
         return
     asked = asked or Slurm()
+    cancel_left(folder / "slurm")
     executor = submitit.AutoExecutor(folder=folder / "slurm", cluster="slurm")
     executor.update_parameters(
         name="chiasm",
@@ -408,12 +328,12 @@ def slurm(
         slurm_partition=asked.partition,
         slurm_account=asked.account,
         slurm_qos=asked.qos,
-        slurm_additional_parameters=dict(asked.options),
+        slurm_additional_parameters={"signal": time_signal(asked.timeout_min), **asked.options},
     )
 
     def once(some: Sequence[Job], _last: bool) -> Reports[Outcome, Job]:
         try:
-            submitted = executor.map_array(partial(_attempt, work), list(some))
+            submitted = executor.map_array(partial(_attempt_in_time, work), list(some))
         except submitit.core.utils.FailedJobError as error:
             raise RunError(
                 "SLURM refused the jobs",
@@ -423,27 +343,48 @@ def slurm(
             ) from error
         left = dict(zip(submitted, some, strict=True))
         try:
-            for one in submitit.helpers.as_completed(submitted, poll_frequency=POLL):
-                job = left.pop(one)
-                yield _unwrapped(_result(one, job))
+            for one, state in ended(submitted):
+                yield unwrapped(_result(one, state, left.pop(one)))
         finally:
             for one in left:
                 one.cancel(check=False)
 
-    reports: Iterator[Outcome | Lost[Job]] = _twice(jobs, once)
+    reports: Iterator[Outcome | Lost[Job]] = twice(jobs, once)
     yield from reports
 
 
-def _result(submitted: Any, job: Job) -> Any:
-    """Return the outcome of a job of SLURM, or `Lost` if it wrote none."""
-    import submitit
+class _TimeIsUp:
+    """The outcome of a job that stopped because its time was nearly over."""
 
+
+def _attempt_in_time(work: Callable[[Job], Outcome], job: Job) -> Outcome | Raised | _TimeIsUp:
+    """Do a job of SLURM; stop it with a checkpoint before its time ends, and also where it is cancelled or requeued.
+
+    submitit handles these signals otherwise: it would ignore SIGTERM.
+
+    Raises:
+        SystemExit: If SLURM cancels or requeues the job: then its state says so.
+    """
     try:
-        return submitted.result()
-    except submitit.core.utils.UncompletedJobError:
-        return Lost(
-            job, f"SLURM reports {submitted.state} for its job {submitted.job_id}; see {submitted.paths.stderr}"
-        )
+        with stoppable():
+            return attempt(work, job)
+    except SystemExit as stopped:
+        if stopped.code != 128 + signal.SIGUSR1:
+            raise
+        return _TimeIsUp()
+
+
+def _result(submitted: Any, state: str | None, job: Job) -> Any:
+    """Return the outcome of a job of SLURM, or `Lost` if it wrote none."""
+    if state is not None:
+        cause = f"SLURM reports {state} for its job {submitted.job_id}; see {submitted.paths.stderr}"
+        return Lost(job, cause, may_lack_memory=state in MEMORY)
+    outcome = submitted.result()
+    if isinstance(outcome, _TimeIsUp):
+        submitted.cancel(check=False)  # SLURM would requeue a job that it preempts by this signal
+        cause = f"the time of its job {submitted.job_id} was nearly over"
+        return Lost(job, cause, may_lack_memory=False)
+    return outcome
 
 
 def _check_ray() -> None:
@@ -454,7 +395,7 @@ def _check_ray() -> None:
 def _check_slurm() -> None:
     if find_spec("submitit") is None:
         raise _absent("submitit", "slurm")
-    if missing := [program for program in ("sbatch", "srun", "sacct") if shutil.which(program) is None]:
+    if missing := [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]:
         raise RunError(
             f"there is no SLURM on this machine: the program {missing[0]} was not found",
             reason="no-slurm",

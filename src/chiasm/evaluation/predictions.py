@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from chiasm.attempts import Lost
 from chiasm.cohorts.cases import Cohort, Problem
 from chiasm.cohorts.dicom_patients import Selection
 from chiasm.cohorts.discovery import find_cohort, selection_of
@@ -33,7 +34,7 @@ from chiasm.preparation.plan import Plan, read_plan
 from chiasm.progress import Progress, counted
 from chiasm.recipe import Registration, read_recipe
 from chiasm.registration.cohort import AlignedCohort, align_cohort
-from chiasm.runners import Lost, in_processes
+from chiasm.runners import in_processes
 from chiasm.volumes.geometry import axis_names
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+from chiasm.attempts import Lost
 from chiasm.cohorts.cases import Case, Problem
 from chiasm.cohorts.dicom_patients import Selection, parse_rules
 from chiasm.cohorts.gathering import LOST, notes_in_lines
@@ -43,7 +44,7 @@ from chiasm.prediction.resuming import Earlier, hash_inputs, take_over
 from chiasm.prediction.synthesis import CompactSynthesis, Synthesis, synthesise_compactly
 from chiasm.progress import Progress
 from chiasm.recipe import Average
-from chiasm.runners import Lost, Ray, Slurm, find_runner
+from chiasm.runners import Ray, Slurm, find_runner
 from chiasm.storage import UNWRITABLE
 from chiasm.volumes import Reading, Volume
 from chiasm.volumes.screening import STRICT

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from chiasm.attempts import Lost
 from chiasm.cohorts.cases import Cohort, grouped
 from chiasm.cohorts.gathering import notes_in_lines
 from chiasm.errors import ChiasmError, CohortError
@@ -22,7 +23,7 @@ from chiasm.outputs import refuse_data_folder, refuse_foreign, refuse_inputs, re
 from chiasm.prediction.model_files import named_classes
 from chiasm.progress import Progress
 from chiasm.reports.evaluation_folder import PAGE_FILES
-from chiasm.runners import Lost, Runner, Slurm, find_runner
+from chiasm.runners import Runner, Slurm, find_runner
 from chiasm.storage import UNWRITABLE, write_json
 from chiasm.studies.jobs import LESS_MEMORY, STAGES, Job, JobKind, find_cases, list_jobs
 from chiasm.studies.notes import FILES, FOLDERS, NOTES, days_opened, is_study, notes_of, scored_folders
