@@ -108,6 +108,11 @@ def test_a_study_that_dicomweb_client_stores_comes_back_as_predict_writes_it(
     assert answer.RetrieveURL.endswith(f"/dicom-web/studies/{study}")
 
     series = until(lambda: web.search_for_series(study))
+    for path, shown in (("/chiasm/", "/chiasm"), ("/a b", ""), ("//other.example", "")):
+        given = {"X-Forwarded-Proto": "https", "X-Forwarded-Prefix": path, "Accept": "application/dicom+json"}
+        (one, *_) = client.ask("GET", "/dicom-web/studies", headers=given).json()
+        root = client.root.replace("http:", "https:")
+        assert one["00081190"]["Value"] == [f"{root}{shown}/dicom-web/studies/{study}"]  # as a proxy is reached
     assert sorted(one["0008103E"]["Value"][0].startswith("SYNTHETIC") for one in series) == [True, True]
     (found,) = web.search_for_studies(search_filters={"PatientID": TELLTALE["PatientID"]})
     assert found["00100010"]["Value"][0]["Alphabetic"] == TELLTALE["PatientName"]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
+from urllib.parse import urljoin
 
 import nibabel as nib
 import numpy as np
@@ -76,7 +77,8 @@ def test_a_scan_gives_what_predict_writes(client: Client, finished_run: Path, tm
     scan = write_scan(tmp_path)
     answer = client.hand_in({"t1": scan})
     job = client.finish(answer)
-    assert answer.headers["location"] == f"/api/jobs/{job['id']}" and job["state"] == "done" and job["progress"] == 1
+    assert urljoin("/path/api/jobs", answer.headers["location"]) == f"/path/api/jobs/{job['id']}"
+    assert job["state"] == "done" and job["progress"] == 1
     predict(finished_run, [scan], tmp_path / "out")
     assert [file["name"] for file in job["files"]] == [
         f"scan_{name}.nii.gz" for name in ("t2", "expected-error", "mask")

@@ -10,6 +10,7 @@ Reference:
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import zipfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from chiasm.serving.web_answers import Refusal
 from chiasm.serving.web_gate import WebError
 
 ROOT = "/dicom-web"
+PREFIX = re.compile(r"(/[\w.~-]+)*", re.ASCII)  # a path that a proxy puts before ours
 JSON, DICOM = "application/dicom+json", "application/dicom"
 PLAIN = "1.2.840.10008.1.2.1"  # transfer syntax of the results
 CHUNK = 2**18
@@ -136,7 +138,11 @@ def _named(one: Received) -> Attributes:
 
 
 def _root(request: Request) -> str:
-    return f"{str(request.base_url).rstrip('/')}{ROOT}"
+    """Return the address that a client uses, also before a proxy with TLS or a path: only that client is answered."""
+    scheme = request.headers.get("x-forwarded-proto", "")
+    path = request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    seen = request.base_url.replace(scheme=scheme) if scheme in ("http", "https") else request.base_url
+    return f"{str(seen).rstrip('/')}{path if PREFIX.fullmatch(path) else ''}{ROOT}"
 
 
 # --- QIDO-RS -----------------------------------------------------------------------------------------------------

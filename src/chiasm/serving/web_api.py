@@ -158,7 +158,7 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         service.say(f"job {job.number}: handed in, files: {len(handed.files)}")
         work = partial(synthesise_scan, handed=handed, using=service.using)
         queue.submit(job, work, partial(show_scan, folder=job.folder, handed=handed, using=service.using))
-        response.headers["location"] = f"/api/jobs/{job.id}"
+        response.headers["location"] = f"jobs/{job.id}"  # a proxy may have put a path before it
         return describe_job(job, queue)
 
     @app.get("/api/jobs/{job_id}")

@@ -24,6 +24,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 #: What everybody may see: it shows nothing of any job.
+OWN_PAGE = "Open this server's own page. A proxy must pass on the name and port that the browser asked for, as Host."
 OPEN = ("/", "/api/health", "/api/openapi.json")
 HEADERS = {
     "cache-control": "no-store",
@@ -113,7 +114,7 @@ def check_host(headers: Mapping[str, str], page: Page) -> None:
             "Use the address that chiasm serve printed, or start it with --name NAME.",
         )
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
-        raise WebError(403, "the request comes from a page of another server", "origin", "Open this server's own page.")
+        raise WebError(403, "the request comes from a page of another server", "origin", OWN_PAGE)
 
 
 def check_token(given: str, token: str) -> None:

@@ -5,6 +5,7 @@ const SOURCES = [...document.querySelectorAll("[data-way=files] .drop")].map(dro
 const NOTHING = byId("nothing").textContent;
 const SOON = 700; // milliseconds between two looks at a job
 const ENDING = /(\.nii)?\.\w+$/i; // of the name of a volume or an archive
+const KEPT = `jobs ${location.pathname}`; // below paths of one name lie pages of several servers
 const jobs = new Map(); // id -> { names, item }, of this window; only the page knows the names of the user's files
 let shown = null;
 
@@ -17,11 +18,18 @@ function sentence({ message, hint }) {
   return hint ? `${message} ${hint}` : message;
 }
 
+// An answer that is no JSON: another program between this page and the server made it
+function unread(status) {
+  if (status === 413) return "A proxy before the server answered 413: it takes no request as large as this (nginx: client_max_body_size).";
+  if (status === 502 || status === 504) return `A proxy before the server answered ${status}: it does not reach the server, or waits no longer for it.`;
+  return `The server answered ${status}.`;
+}
+
 async function problemOf(answer) {
   try {
     return sentence(await answer.json());
   } catch {
-    return `The server answered ${answer.status}.`;
+    return unread(answer.status);
   }
 }
 
@@ -84,7 +92,7 @@ function handed() {
 function post(form) {
   return new Promise((done, failed) => {
     const request = new XMLHttpRequest();
-    request.open("POST", "/api/jobs");
+    request.open("POST", "api/jobs");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.upload.onprogress = ({ loaded, total }) => byId("sending").textContent = `Sending: ${Math.round(100 * loaded / total)} %`;
     request.onerror = () => failed(new Error("The server cannot be reached."));
@@ -93,7 +101,7 @@ function post(form) {
       try {
         answer = JSON.parse(request.responseText);
       } catch {
-        answer.message = `The server answered ${request.status}.`;
+        answer.message = unread(request.status);
       }
       if (request.status === 202) done(answer);
       else failed(new Error(sentence(answer)));
@@ -132,7 +140,7 @@ function add(id, names) {
 }
 
 function remember() {
-  sessionStorage.setItem("jobs", JSON.stringify([...jobs].map(([id, { names }]) => [id, names])));
+  sessionStorage.setItem(KEPT, JSON.stringify([...jobs].map(([id, { names }]) => [id, names])));
 }
 
 function where(job) {
@@ -170,7 +178,7 @@ async function ask(id) {
   if (!jobs.has(id)) return;
   let answer;
   try {
-    answer = await fetch(`/api/jobs/${id}`, { headers: headers() });
+    answer = await fetch(`api/jobs/${id}`, { headers: headers() });
   } catch {
     jobs.get(id).item.querySelector(".where").textContent = "The server cannot be reached; trying again.";
     setTimeout(() => ask(id), 5 * SOON);
@@ -196,7 +204,7 @@ function forget(id) {
 }
 
 async function remove(id) {
-  const answer = await fetch(`/api/jobs/${id}`, { method: "DELETE", headers: headers() });
+  const answer = await fetch(`api/jobs/${id}`, { method: "DELETE", headers: headers() });
   if (answer.ok || answer.status === 404) forget(id);
   else refuse(await problemOf(answer));
 }
@@ -215,7 +223,7 @@ function savedAs(id, name) {
 async function download(id, { name, address }) {
   try {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(await blob(address));
+    link.href = URL.createObjectURL(await blob(address.replace(/^\//, "")));
     link.download = savedAs(id, name);
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
@@ -238,7 +246,7 @@ async function show(id, source) {
   shown = id;
   byId("nothing").textContent = "The result is being drawn …";
   try {
-    const page = await blob(`/api/jobs/${id}/view?source=${source}`);
+    const page = await blob(`api/jobs/${id}/view?source=${source}`);
     if (shown !== id) return;
     URL.revokeObjectURL(byId("view").src);
     byId("view").src = URL.createObjectURL(page);
@@ -252,8 +260,8 @@ async function show(id, source) {
   }
 }
 
-for (const place of document.querySelectorAll(".origin")) place.textContent = location.origin;
-for (const [id, names] of JSON.parse(sessionStorage.getItem("jobs") ?? "[]")) {
+for (const place of document.querySelectorAll(".origin")) place.textContent = new URL(".", location.href).href.replace(/\/$/, "");
+for (const [id, names] of JSON.parse(sessionStorage.getItem(KEPT) ?? "[]")) {
   add(id, [names].flat());
   ask(id);
 }
