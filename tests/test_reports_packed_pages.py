@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chiasm.errors import RunError
+from chiasm.errors import ChiasmError, RunError
 from chiasm.reports.case_page import CasePage, finish_page, pack_page
 from chiasm.reports.packed_pages import load_page, save_page
 from chiasm.reports.pictures import HEAD, OUTLINE, WIDTH, write_picture
@@ -86,3 +86,8 @@ def test_a_picture_shows_each_column_beside_the_other_with_lesions_outlined(tmp_
         places = rows * lesion.shape[0] // height, columns * lesion.shape[1] // WIDTH
         assert len(rows) > 50 and lesion[places].all() and not outlined[:, column].all()
     assert write_picture(tmp_path / "again.png", cut).read_bytes() == path.read_bytes()
+
+
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(ChiasmError, match="No space left on device"):
+        save_page(Path("/dev/full"), pack_page(a_page()))

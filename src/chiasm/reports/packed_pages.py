@@ -26,7 +26,7 @@ def save_page(path: Path, page: PackedPage) -> None:
     Raises:
         ChiasmError: If the file cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     cut = page.cut
     words = {
@@ -41,7 +41,7 @@ def save_page(path: Path, page: PackedPage) -> None:
         for name, array in named.items()
     }
     with writing(path):
-        save_file(arrays, path, {WORDS: json.dumps(words)})
+        path.write_bytes(save(arrays, {WORDS: json.dumps(words)}))  # `save_file` raises no OSError on a full disk
 
 
 def load_page(path: Path) -> PackedPage:
