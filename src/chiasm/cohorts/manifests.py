@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -312,7 +313,9 @@ def _inside(text: str, row: _Row) -> Path:
 def _without_links(path: Path, text: str, row: _Row) -> Path:
     """Return where a path leads; refuse a path that leads nowhere."""
     try:
-        real, _ = path.resolve(), path.exists()
+        real = path.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()  # Python 3.13 resolves a loop of links without a word
     except (OSError, RuntimeError) as error:  # a loop of links, a name too long
         raise _strange_path(text, row, "a link leads nowhere") from error
     except ValueError as error:  # half a character
