@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,11 @@ def test_a_picture_shows_each_column_beside_the_other_with_lesions_outlined(tmp_
     assert write_picture(tmp_path / "again.png", cut).read_bytes() == path.read_bytes()
 
 
-def test_a_full_disk_is_named() -> None:
-    with pytest.raises(ChiasmError, match="No space left on device"):
-        save_page(Path("/dev/full"), pack_page(a_page()))
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    packed, (soft, hard) = pack_page(a_page()), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(ChiasmError, match="cannot be written: File too large"):
+            save_page(tmp_path / "P1.safetensors", packed)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
