@@ -232,6 +232,19 @@ def test_a_full_disk_stops_a_training_with_its_free_space_and_the_same_command_g
         assert (tmp_path / "run" / "model" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize("form", ["torch", "onnx", "openvino"])
+def test_a_full_disk_stops_an_export_once(
+    form: str, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if form == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
+    with no_file_above(10_000):  # at which torch's own writing would end the whole process
+        assert exit_code(["export", finished_run, "-o", tmp_path / "out", "--to", form]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "MiB free" in told and f"{tmp_path}/out/model." in told
+    assert not (tmp_path / "out").exists()
+
+
 STUDY = """
 source = ["t1"]
 target = "t2"

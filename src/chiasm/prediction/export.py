@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -120,6 +121,7 @@ def export(
             stages, super-resolution, corrected shading, or a network that is blended from windows.
         RunError: If there is no model, several cannot be averaged, `out` holds files of somebody else, or the exported
             network computes other values than torch.
+        ChiasmError: If the files cannot be written.
     """
     form = _check_form(to)
     runs = single_runs([run] if isinstance(run, Path) else run)
@@ -286,7 +288,8 @@ def _write(form: Form, networks: Iterable[Shaped], places: _Places, out: Path, s
     try:
         for number, (network, place) in enumerate(zip(networks, places.firsts, strict=True), 1):
             say(f"network {number} of {len(places.firsts)}: writing {place.name}, and comparing it with torch")
-            difference = _write_one(form, network, trial / place.name)
+            with writing(place):
+                difference = _write_one(form, network, trial / place.name)
             if not difference <= TOLERANCE:
                 raise RunError(
                     f"{form} computes other values than torch",
@@ -333,13 +336,19 @@ def _write_onnx(exported: ExportedProgram, shape: tuple[int, ...], path: Path) -
 
 def _write_openvino(exported: ExportedProgram, shape: tuple[int, ...], path: Path) -> Program:
     openvino = import_openvino()
-    openvino.save_model(convert_network("openvino", exported, shape), path, compress_to_fp16=False)
+    network = convert_network("openvino", exported, shape)
+    try:
+        openvino.save_model(network, path, compress_to_fp16=False)
+    except RuntimeError as error:  # OpenVINO does not say why it wrote less: `writing` takes that for a full disk
+        raise OSError from error
     program = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda image: np.array(program(image.numpy())[0])
 
 
 def _write_torch(exported: ExportedProgram, shape: tuple[int, ...], path: Path) -> Program:  # noqa: ARG001
-    torch.export.save(exported, path)
+    content = BytesIO()
+    torch.export.save(exported, content)
+    path.write_bytes(content.getbuffer())  # on a full disk, torch's own writing ends the whole process
     program = torch.export.load(path).module()
     return lambda image: np.asarray(program(image).detach().numpy())
 
