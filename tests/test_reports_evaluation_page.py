@@ -393,3 +393,6 @@ def test_the_expected_error_is_given_as_a_part_of_the_true_one_as_in_the_table_o
     ratio = calibration(factor * true, true)["calibration"]
     assert f"the map {manner} the error" in shown["words"][0]
     assert shown["words"][0].endswith(f"it expects {ratio:.2f} times the true error.")
+    errors = {"outside lesions expected": (factor - 0.5) * true, "outside lesions true": 0 * true}
+    shown = draw_expected_error([CutCase("p1", "a.u.", "", (), (), None, (), errors=errors)])
+    assert shown is not None and shown["words"][0].endswith("0.000 found.")  # no ratio, as in the table

@@ -22,6 +22,7 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.uid import generate_uid
 
 from chiasm.cli import main
 from chiasm.errors import RunError, VolumeError
@@ -323,6 +324,13 @@ def test_a_case_that_was_predicted_as_dicom_is_shown_with_its_parametric_map(
     assert view([file], page).titles == ("expected-error.dcm (synthetic)",)
     seen = view([tmp_path / "dicom" / "p1", tmp_path / "in" / "p1"], page)  # the former has a map beside its series
     assert seen.titles == ("dicom/p1 (synthetic)", "in/p1")
+    report = pydicom.dcmread(file)
+    report.SeriesInstanceUID, report.SOPInstanceUID = generate_uid(), generate_uid()
+    del report.FloatPixelData, report.SyntheticData
+    report.Modality = "SR"
+    report.save_as(tmp_path / "dicom" / "p1" / "report.dcm")
+    assert view([tmp_path / "dicom" / "p1"], page).titles == ("p1 (synthetic)",)  # of what is shown, it is said
+    (tmp_path / "dicom" / "p1" / "report.dcm").unlink()
     cut = pydicom.dcmread(file)
     cut.FloatPixelData = cut.FloatPixelData[:-400]
     cut.save_as(file)

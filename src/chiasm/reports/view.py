@@ -31,7 +31,7 @@ from chiasm.reports.gallery import SOURCE_WINDOW, colour_slice, rising
 from chiasm.reports.pages import render_page, script_data
 from chiasm.storage import write_text
 from chiasm.volumes import Reading, Volume, canonical, read_volume
-from chiasm.volumes.dicom_choice import fitting
+from chiasm.volumes.dicom_choice import choose_series
 from chiasm.volumes.dicom_maps import read_map
 from chiasm.volumes.dicom_scan import find_series, is_dicom
 from chiasm.volumes.screening import STRICT
@@ -201,8 +201,8 @@ def _volumes_at(places: Sequence[Path], series: Sequence[str]) -> list[Shown]:
 def _marked(title: str, place: Path, rule: str | None) -> str:
     """Add to the title of a DICOM series that it is synthetic, where its header says so."""
     found = find_series(place) if is_dicom(place) else ()
-    asked = found if rule is None else fitting(found, rule)
-    return f"{title} (synthetic)" if asked and all(one.synthetic for one in asked) else title
+    shown = found if len(found) < 2 else [choose_series(found, rule, place)]
+    return f"{title} (synthetic)" if any(one.synthetic for one in shown) else title
 
 
 def _check_folder(place: Path) -> None:
