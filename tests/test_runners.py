@@ -251,6 +251,10 @@ def test_slurm_is_refused_where_there_is_none(tmp_path: Path, monkeypatch: pytes
             start()
         assert caught.value.reason == "no-slurm"
     assert not list(tmp_path.iterdir())
+    for name in ("sbatch", "srun", "squeue"):
+        (tmp_path / name).touch(0o755)
+    with pytest.raises(RunError, match="the program scancel was not found"):
+        find_runner("slurm")
 
 
 SCRIPT = """

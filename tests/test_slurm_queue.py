@@ -61,7 +61,14 @@ def test_a_job_that_ended_without_an_outcome_is_yielded_with_its_state(
 def test_squeue_is_read_and_its_failure_is_no_empty_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     program = tmp_path / "squeue"
-    program.write_text('#!/bin/sh\necho "7_0 RUNNING"\necho "7_[1-4%2] PENDING"\necho "8 COMPLETED"\n')
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")  # users set such variables, which would hide the jobs
+    lines = (
+        '[ -n "$SQUEUE_PARTITION" ] && exit',
+        'echo "7_0 RUNNING"',
+        'echo "7_[1-4%2] PENDING"',
+        'echo "8 COMPLETED"',
+    )
+    program.write_text("\n".join(["#!/bin/sh", *lines]))
     program.chmod(0o755)
     assert job_states() == {"7_0": "RUNNING", "7_[1-4%2]": "PENDING", "8": "COMPLETED"}
     program.write_text("#!/bin/sh\necho slurm_load_jobs error: Unable to contact slurm controller >&2\nexit 1\n")
@@ -85,7 +92,8 @@ def test_jobs_that_a_killed_command_left_are_cancelled_before_others_begin(
         '"7_0 COMPLETING" "8 CANCELLED" "12 RUNNING"',
     )
     program = (
-        f'#!/bin/sh\nif [ -e {asked}2 ]; then :\nelif [ -e {asked} ]; then printf "%s\\n" {gone}\n'
+        f"#!/bin/sh\n[ -e {asked}0 ] || {{ touch {asked}0; exit 1; }}  # the controller does not answer at first\n"
+        f'if [ -e {asked}2 ]; then :\nelif [ -e {asked} ]; then printf "%s\\n" {gone}\n'
         f'else printf "%s\\n" {running}; fi\n'
     )
     (programs / "squeue").write_text(program)

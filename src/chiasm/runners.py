@@ -395,7 +395,7 @@ def _check_ray() -> None:
 def _check_slurm() -> None:
     if find_spec("submitit") is None:
         raise _absent("submitit", "slurm")
-    if missing := [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]:
+    if missing := [program for program in ("sbatch", "srun", "squeue", "scancel") if shutil.which(program) is None]:
         raise RunError(
             f"there is no SLURM on this machine: the program {missing[0]} was not found",
             reason="no-slurm",

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 POLL = 10.0  # seconds between two looks at the queue
 LOOKS = 4  # in a row at which a job has ended without an outcome: a network disk may show its file late
-PATIENCE = 30  # most looks at jobs that were cancelled
+PATIENCE = 30  # most looks for jobs that were left, until they are cancelled
 SUBMITTED = "_submitted.pkl"  # end of the name of submitit's file of a job
 NOTICE = 120  # most seconds between the signal and the end of a job's time
 FORGOTTEN = "no job any more"  # SLURM keeps ended jobs for minutes only
@@ -49,8 +49,9 @@ def time_signal(timeout_min: int) -> str:
 
 def job_states() -> Mapping[str, str] | None:
     """Ask SLURM for the states of this user's jobs, by their numbers; None if it does not answer now."""
-    command = ["squeue", "--noheader", "--array", "--states", "all", "--user", str(os.getuid())]
-    answer = subprocess.run([*command, "--format", "%i %T"], capture_output=True, text=True, check=False)
+    command = ["squeue", "--noheader", "--array", "--states", "all", "--user", str(os.getuid()), "--format", "%i %T"]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}  # they hide jobs
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
     if answer.returncode:
         return None
     return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if " " in line.strip())
@@ -63,12 +64,12 @@ def cancel_left(folder: Path) -> None:
         folder: Where submitit keeps its files; their names hold the numbers of the jobs.
     """
     ours = {path.name.removesuffix(SUBMITTED) for path in folder.glob(f"*{SUBMITTED}")}
-    for _ in range(PATIENCE):
-        states = job_states() or {}
-        left = [number for number in ours & states.keys() if states[number] not in ENDED]
-        if not left:
-            return
-        subprocess.run(["scancel", *left], check=False, capture_output=True)
+    for _ in range(PATIENCE if ours else 0):
+        if (states := job_states()) is not None:
+            left = [number for number in ours & states.keys() if states[number] not in ENDED]
+            if not left:
+                return
+            subprocess.run(["scancel", *left], check=False, capture_output=True)
         time.sleep(POLL)
 
 

@@ -23,8 +23,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
-#: What everybody may see: it shows nothing of any job.
 OWN_PAGE = "Open this server's own page. A proxy must pass on the name and port that the browser asked for, as Host."
+#: What everybody may see: it shows nothing of any job.
 OPEN = ("/", "/api/health", "/api/openapi.json")
 HEADERS = {
     "cache-control": "no-store",
