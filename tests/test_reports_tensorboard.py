@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import chiasm.reports.tensorboard as module
-from chiasm.errors import RecipeError
+from chiasm.errors import ChiasmError, RecipeError
 from chiasm.prediction.passes import Maps
 from chiasm.reports.tensorboard import TensorBoard, Watchers, watch_run
 from learning import textured_case
+from test_faults_on_disks import no_file_above
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -63,6 +66,16 @@ def test_a_slice_of_each_validation_is_shown(tmp_path: Path) -> None:
     board.update(tmp_path / "log.jsonl", 6, 6)
     images = events(tmp_path).Images("validation/source, real, synthetic, error")  # type: ignore[attr-defined]
     assert [image.step for image in images] == [3, 6] and images[0].width == 4 * 40
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_a_full_disk_is_named_with_the_folder(tmp_path: Path) -> None:
+    log_lines(tmp_path / "log.jsonl", range(1, 500))
+    place, before = re.escape(str(tmp_path / "tensorboard")), {*threading.enumerate()}
+    with no_file_above(1000), pytest.raises(ChiasmError, match=rf"{place}: cannot be written.*MiB free"):
+        TensorBoard(tmp_path).update(tmp_path / "log.jsonl", 1, 2)
+    for thread in {*threading.enumerate()} - before:
+        thread.join()
 
 
 def test_without_tensorboard_the_page_alone_watches_and_asking_for_it_is_refused(

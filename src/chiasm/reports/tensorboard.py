@@ -17,6 +17,7 @@ from chiasm.prediction.passes import Maps
 from chiasm.preparation.arrays import PreparedCase
 from chiasm.reports.curves import read_history
 from chiasm.reports.progress_page import ProgressPage, draw_panes
+from chiasm.storage import writing
 from chiasm.training.session import Watcher
 
 FOLDER = "tensorboard"
@@ -43,15 +44,28 @@ class TensorBoard:
         self.pictured = -1
 
     def picture(self, step: int, case: PreparedCase, maps: Maps) -> None:
-        """Write source, real and synthetic target and the error of a slice of a validation's first case."""
-        if step != self.pictured:
-            self.pictured = step
+        """Write source, real and synthetic target and the error of a slice of a validation's first case.
+
+        Raises:
+            ChiasmError: If it cannot be written.
+        """
+        if step == self.pictured:
+            return
+        self.pictured = step
+        with writing(self.folder):
             self._open(step).add_image("validation/source, real, synthetic, error", _pixels(case, maps), step)
 
     def update(self, log: Path, step: int, steps: int) -> None:
-        """Write the numbers of all lines that were logged since the last call."""
+        """Write the numbers of all lines that were logged since the last call.
+
+        Raises:
+            ChiasmError: If they cannot be written.
+        """
         del steps
-        writer = self._open(step)
+        with writing(self.folder):
+            self._write(self._open(step), log)
+
+    def _write(self, writer: Any, log: Path) -> None:
         lines = [line for line in read_history(log) if line["step"] > self.written and line["kind"] != "warning"]
         for line in lines:
             for name, value in line.items():
