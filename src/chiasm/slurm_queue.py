@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 POLL = 10.0  # seconds between two looks at the queue
-LOOKS = 4  # in a row at which a job has ended without an outcome: a network disk may show its file late
+LOOKS = 8  # in a row at which a job has ended without an outcome: a network disk may show its file a minute late
 PATIENCE = 30  # most looks for jobs that were left, until they are cancelled
 SUBMITTED = "_submitted.pkl"  # end of the name of submitit's file of a job
 NOTICE = 120  # most seconds between the signal and the end of a job's time
