@@ -8,7 +8,11 @@ const ENDING = /(\.nii)?\.\w+$/i; // of the name of a volume or an archive
 const KEPT = `jobs ${location.pathname}`; // below paths of one name lie pages of several servers
 const jobs = new Map(); // id -> { names, item }, of this window; only the page knows the names of the user's files
 let shown = null;
-if (!location.pathname.endsWith("/")) location.replace(`${location.pathname}/`); // the page's addresses begin below it
+if (!location.pathname.endsWith("/")) { // the page's addresses begin below it
+  const below = new URL(location.href); // not of the path alone: one that begins with // would name another server
+  below.pathname += "/";
+  location.replace(below);
+}
 
 function headers() {
   const token = byId("token")?.value;
