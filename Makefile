@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: setup demo test long lint fast floors coverage site wheel clean
+# Where the environment forbids Python to keep what it compiles, each of the tests' processes would compile torch again (2 s).
+unexport PYTHONDONTWRITEBYTECODE
+
 setup: $(VENV)/.ready
 
 # torch comes first: an unpinned torch would bring gigabytes of CUDA wheels.  Python compiles what is imported, when it is:
