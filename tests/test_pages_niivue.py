@@ -220,7 +220,7 @@ def test_a_jump_moves_the_cursor_of_all_to_the_place_it_names(shown: dict[str, A
             assert cursor_of(page, name) == pytest.approx(cursor_of(page, "source"), abs=1e-6)
 
 
-def test_the_patients_right_is_on_the_left_until_the_convention_is_switched(shown: dict[str, Any]) -> None:
+def test_the_patients_right_is_on_the_left_until_the_convention_is_switched_and_the_front_too(shown: dict[str, Any]) -> None:
     page = shown["page"]
     page.get_by_role("button", name="Largest difference").click()  # inside the bright block, on the patient's right
     page.click("[data-level='35']")  # a narrow window: only the block is white
@@ -234,13 +234,16 @@ def test_the_patients_right_is_on_the_left_until_the_convention_is_switched(show
 
     assert world_shown(page)[0] > (shown["affine"] @ (28, 9, 27, 1))[0]  # right of the mask's middle
     left_on_screen = place_of_the_block() < 0.5
+    page.keyboard.press("s")
+    in_front = place_of_the_block()  # the block lies in front of the middle
+    page.keyboard.press("a")
     page.keyboard.press("r")
     assert page.get_attribute("#radiological", "aria-pressed") == "false"
     after = place_of_the_block() < 0.5
     page.keyboard.press("r")
     page.keyboard.press("l")
     page.keyboard.press("w")
-    assert left_on_screen and not after
+    assert left_on_screen and not after and in_front < 0.48
 
 
 def test_flicker_swaps_the_picture_of_one_pane_and_back_and_never_the_value(shown: dict[str, Any]) -> None:
@@ -295,6 +298,10 @@ def test_arrow_keys_move_by_one_voxel_in_the_direction_pressed(shown: dict[str, 
         axis = {"ArrowUp": 1, "ArrowLeft": 0, "PageUp": 2}[key]
         assert np.abs(moved).argmax() == axis and moved[axis] > 0  # front; patient's right, radiological; head
         start = world_shown(page)
+    page.keyboard.press("s")
+    page.keyboard.press("ArrowLeft")
+    assert (world_shown(page) - start)[1] == pytest.approx(2.0, abs=0.15)  # the front is on the left of a sagittal slice
+    page.keyboard.press("a")
 
 
 def test_the_page_asks_for_nothing_and_complains_of_nothing(shown: dict[str, Any]) -> None:

@@ -289,14 +289,14 @@ def test_without_the_viewers_script_still_slices_are_shown(tmp_path: Path, monke
     assert "<canvas" not in text and "volume-0" not in text
 
 
-def test_a_still_sagittal_slice_has_the_front_on_the_right_as_panes_have(tmp_path: Path) -> None:
+def test_a_still_sagittal_slice_has_the_front_on_the_left_as_panes_have(tmp_path: Path) -> None:
     head = np.zeros((6, 8, 5), np.float32)
     head[:, 6:] = 1  # the front, in RAS order
     nib.save(nib.Nifti1Image(head, np.eye(4)), tmp_path / "head.nii.gz")
     text = view([tmp_path / "head.nii.gz"], tmp_path / "view.html").page.read_text()
     (address,) = re.findall(r'base64,([^"]+)" alt="[^"]*sagittal slice', text)
     picture = np.asarray(Image.open(BytesIO(base64.b64decode(address))).convert("L"))
-    assert picture[:, -1].min() > picture[:, 0].max()
+    assert picture[:, 0].min() > picture[:, -1].max()
 
 
 @pytest.fixture(scope="module")

@@ -397,8 +397,7 @@ def _stills(volume: Volume, one: Shown, window: tuple[float, float]) -> Iterator
     spacing = volume.geometry.spacing_mm
     for axis, name in ((2, "axial"), (1, "coronal"), (0, "sagittal")):
         across, up = (side for side in range(3) if side != axis)
-        turn = 1 if name == "sagittal" else -1  # the right on the left, or the front on the right, as in panes
-        plane = volume.array.take(centre[axis], axis=axis)[::turn, ::-1].T  # (across, up) -> (rows, columns)
+        plane = volume.array.take(centre[axis], axis=axis)[::-1, ::-1].T  # (across, up) -> (rows, columns)
         yield {
             "address": colour_slice(plane.astype(np.float32), window, colours),
             "alt": f"{one.title}, {name} slice {centre[axis] + 1}",

@@ -30,7 +30,7 @@ function showRamp(scale, colours, low, high) { // a colour bar between its two e
 
 function makePane(grey) {
   const pane = new niivue.Niivue({
-    isRadiologicalConvention: true, sliceType: niivue.SLICE_TYPE.AXIAL, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
+    isRadiologicalConvention: true, sagittalNoseLeft: true, sliceType: niivue.SLICE_TYPE.AXIAL, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
     multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID, isForceMouseClickToVoxelCenters: true, dragAndDropEnabled: false,
     dragMode: grey ? niivue.DRAG_MODE.windowing : niivue.DRAG_MODE.none, crosshairColor: [0.35, 0.8, 0.9, 0.85], crosshairWidth: 0.35, crosshairWidthUnit: "percent", crosshairGap: 6,
     viewModeHotKey: "", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", logLevel: "error", loadingText: "", fontMinPx: 12, textHeight: 0.05, fontColor: [0.75, 0.78, 0.8, 1],
@@ -60,7 +60,7 @@ function showWorld(mm) { // a place in RAS mm, each axis by the side that it lie
 
 function waysOf(plane, radiological) { // voxels that arrow keys move by: across, up and through a plane
   return {
-    across: plane === "sagittal" ? [0, 1, 0] : [radiological ? -1 : 1, 0, 0],
+    across: plane === "sagittal" ? [0, -1, 0] : [radiological ? -1 : 1, 0, 0],
     up: plane === "axial" || plane === "three" ? [0, 1, 0] : [0, 0, 1],
     through: plane === "coronal" ? [0, 1, 0] : plane === "sagittal" ? [1, 0, 0] : [0, 0, 1],
   };
