@@ -220,7 +220,9 @@ def test_a_jump_moves_the_cursor_of_all_to_the_place_it_names(shown: dict[str, A
             assert cursor_of(page, name) == pytest.approx(cursor_of(page, "source"), abs=1e-6)
 
 
-def test_the_patients_right_is_on_the_left_until_the_convention_is_switched_and_the_front_too(shown: dict[str, Any]) -> None:
+def test_the_patients_right_is_on_the_left_until_the_convention_is_switched_and_so_is_the_front(
+    shown: dict[str, Any],
+) -> None:
     page = shown["page"]
     page.get_by_role("button", name="Largest difference").click()  # inside the bright block, on the patient's right
     page.click("[data-level='35']")  # a narrow window: only the block is white
@@ -300,7 +302,7 @@ def test_arrow_keys_move_by_one_voxel_in_the_direction_pressed(shown: dict[str, 
         start = world_shown(page)
     page.keyboard.press("s")
     page.keyboard.press("ArrowLeft")
-    assert (world_shown(page) - start)[1] == pytest.approx(2.0, abs=0.15)  # the front is on the left of a sagittal slice
+    assert (world_shown(page) - start)[1] == pytest.approx(2.0, abs=0.15)  # the front is on the left
     page.keyboard.press("a")
 
 

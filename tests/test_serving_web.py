@@ -102,7 +102,7 @@ def test_several_models_give_the_mean_and_the_spread_that_predict_writes(
             made = tmp_path / "out" / file["name"]
             assert client.ask("GET", file["address"]).content == made.read_bytes()
         about = client.ask("GET", "/api/model").json()
-        assert about["models"] == 2 and about["method"] == "mean-of-2-A7"
+        assert about["models"] == 2 and about["method"] == "mean-of-2-A7" and about["title"] == "dual-attention (A7)"
         assert "Mean of 2 models." in client.ask("GET", "/").text
         archive = client.finish(client.hand_in({"t1": write_archive(tmp_path / "scan.zip", {"a": {}})}))
         content = client.ask("GET", archive["files"][-1]["address"]).content
@@ -247,9 +247,14 @@ def test_wrong_addresses_and_methods_are_refused_in_the_same_words(client: Clien
         ("GET", "/docs", 404),
         ("PUT", "/api/jobs", 405),
         ("GET", "/api/jobs", 405),
+        ("HEAD", "/api/jobs", 405),
     ):
         answer = client.ask(method, path)
-        assert answer.status_code == status and problem(answer)
+        assert answer.status_code == status and (method == "HEAD" or problem(answer))
+    for path in ("/", "/api/health", "/api/model"):
+        head, answer = client.ask("HEAD", path), client.ask("GET", path)
+        assert head.status_code == 200 and head.content == b"" and answer.content
+        assert head.headers["content-length"] == str(len(answer.content))
     assert client.ask("PUT", "/api/jobs").headers["allow"] == "POST"
 
 

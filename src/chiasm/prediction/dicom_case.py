@@ -79,8 +79,8 @@ def write_dicom_case(
     """
     plan = model.plan
     _check_replaceable(folder)
-    method, digest = name or name_of([model])
-    mark = ModelMark(f"{method}, {' and '.join(plan.sources)} to {plan.target}", digest)
+    name = name or name_of([model])
+    mark = ModelMark(f"{name.method}, {' and '.join(plan.sources)} to {plan.target}", name.sha256)
     modality: Literal["MR", "CT"] = "CT" if plan.target_unit == "HU" else "MR"
     with whole_folder(folder) as fresh:
         derivation = Derivation(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.errors import RunError, unknown
+from chiasm.methods import title_of
 from chiasm.prediction.engines import Engine
 from chiasm.prediction.manifest import Role
 from chiasm.prediction.model import Model
@@ -290,19 +291,27 @@ def shared_warnings(warnings: Sequence[Sequence[str]]) -> list[str]:
 
 
 class Named(NamedTuple):
-    """The name of a group of models, and one hash for all of them."""
+    """The name of a group of models, and one hash for all of them.
+
+    Attributes:
+        method: As tables name it.
+        sha256: Of one model's card, or of the hashes of several.
+        titles: What readers call their methods, each once.
+    """
 
     method: str
     sha256: str
+    titles: str
 
 
 def name_of(models: Sequence[Model]) -> Named:
     """Name one model by its method and its card, and several by their number and the hash of their hashes."""
+    methods = list(dict.fromkeys(model.recipe.method for model in models))
+    titles = " and ".join(map(title_of, methods))
     if len(models) == 1:
-        return Named(models[0].recipe.method, models[0].sha256)
-    methods = {model.recipe.method for model in models}
-    name = f"mean-of-{len(models)}-{next(iter(methods))}" if len(methods) == 1 else f"mean-of-{len(models)}"
-    return Named(name, hashlib.sha256("\n".join(model.sha256 for model in models).encode()).hexdigest())
+        return Named(methods[0], models[0].sha256, titles)
+    name = f"mean-of-{len(models)}-{methods[0]}" if len(methods) == 1 else f"mean-of-{len(models)}"
+    return Named(name, hashlib.sha256("\n".join(model.sha256 for model in models).encode()).hexdigest(), titles)
 
 
 def common_roles(roles: Iterable[Mapping[str, Role]]) -> dict[str, Role]:

@@ -394,11 +394,10 @@ def describe_export(
         average: "flip" for the mean over image and mirror image.
     """
     plan, name = models[0].plan, name_of(models)
-    titles = " and ".join(dict.fromkeys(title_of(model.recipe.method) for model in models))
     return {
         **_describe_networks(models, form, parts),
         "form": "torch" if form == "monai-bundle" else form,
-        "model": {"method": titles, "count": len(models), "sha256": name.sha256},
+        "model": {"method": name.titles, "count": len(models), "sha256": name.sha256},
         "notice": "Synthetic images for research; not for diagnostic use.",
         "dims": plan.dims,
         "slices": plan.slices if plan.dims == 2 else 1,

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from chiasm import __version__
-from chiasm.methods import title_of
 from chiasm.prediction.ensemble import name_of
 from chiasm.prediction.exported_network import outputs_of
 from chiasm.prediction.manifest import NOTICE
@@ -65,7 +64,7 @@ def metadata(models: Sequence[Model], members: Sequence[Sequence[Model]]) -> dic
         members: The models in each network; the first network is the one whose data is described.
     """
     plan, name = models[0].plan, name_of(models)
-    sources, titles = " and ".join(plan.sources), dict.fromkeys(title_of(model.recipe.method) for model in models)
+    sources = " and ".join(plan.sources)
     mean = f"mean of {len(models)} models, " if len(models) > 1 else ""
     made = ", ".join(outputs_of(models, models))
     return {
@@ -78,7 +77,7 @@ def metadata(models: Sequence[Model], members: Sequence[Sequence[Model]]) -> dic
         "required_packages_version": {name: _version(name) or "" for name in ("nibabel", "scipy")},
         "name": f"{sources} to {plan.target}",
         "task": f"Synthesis of {plan.target} from {sources}",
-        "description": f"{mean}{' and '.join(titles)}: {made}. Model with sha256 {name.sha256}.{_in_planes(members)}",
+        "description": f"{mean}{name.titles}: {made}. Model with sha256 {name.sha256}.{_in_planes(members)}",
         "authors": "whoever trained the model",
         "copyright": "of whoever trained the model",
         "intended_use": NOTICE,

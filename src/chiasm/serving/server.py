@@ -51,6 +51,7 @@ def serve(
         ChiasmError: If an address cannot be listened on.
     """
     _check(page, node)
+    say("loading the model; addresses follow")
     predictor = loading(run)
     if node is not None:
         check_one_source(predictor, run if isinstance(run, Path) else run[0])

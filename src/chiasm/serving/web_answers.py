@@ -52,7 +52,8 @@ class JobStatus(BaseModel):
 class ModelDescription(BaseModel):
     """The sources and the target of the server's model."""
 
-    method: str
+    method: str = Field(description="As tables of scores name it.")
+    title: str = Field(description="What to call it.")
     sources: list[str] = Field(description="Modalities that go in: one file for each.")
     target: str
     unit: str = Field(description="Of the image and of the expected error.")
@@ -101,6 +102,7 @@ def describe_models(models: Sequence[Model], limits: WebLimits) -> ModelDescript
     plan, name = models[0].plan, name_of(models)
     return ModelDescription(
         method=name.method,
+        title=name.titles,
         sources=list(plan.sources),
         target=plan.target,
         unit=plan.target_unit,

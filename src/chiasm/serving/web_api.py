@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from chiasm import __version__
 from chiasm.errors import ChiasmError
-from chiasm.methods import title_of
+from chiasm.prediction.ensemble import name_of
 from chiasm.reports.pages import render_page
 from chiasm.serving.dicomweb_api import Web, add_dicomweb
 from chiasm.serving.dicomweb_studies import Studies, rules_of
@@ -262,11 +262,10 @@ def _handle_errors(app: FastAPI, service: Service) -> None:
 def _render_page(service: Service) -> str:
     plan, models = service.using.model.plan, service.using.predictor.models
     mean = f"Mean of {len(models)} models. " if len(models) > 1 else ""
-    methods = " and ".join(dict.fromkeys(title_of(model.recipe.method) for model in models))
     content = {
         "kind": "server",
         "title": f"{' + '.join(plan.sources)} to {plan.target}",
-        "asked": f"{mean}Method {methods}. Scans stay on this server.",
+        "asked": f"{mean}Method {name_of(models).titles}. Scans stay on this server.",
         "sources": plan.sources,
         "target": plan.target,
         "all": ALL,

@@ -83,6 +83,8 @@ class WebGate:
         except WebError as error:
             await _answer(guarded, error)
             return
+        if scope["method"] == "HEAD":  # as GET: uvicorn leaves the body of the answer out
+            scope = {**scope, "method": "GET"}
         await self._app(scope, _Body(receive, self._page.limits).receive, guarded)
 
     def _check(self, scope: Mapping[str, Any], headers: Mapping[str, str]) -> None:
