@@ -241,6 +241,12 @@ def test_several_processes_write_the_files_of_one_to_the_byte_and_name_what_fail
     broken = next(path for path in sorted(made.glob("*_t2.nii.gz"))[1:])
     broken.write_bytes(broken.read_bytes()[:-9])
     done = {count: evaluate(made, toy_cohort, tmp_path / str(count), processes=count) for count in (1, 2)}
+    before = (tmp_path / "1" / "evaluation.json").read_bytes()
+    with pytest.raises(ValueError, match="at least 1 process"):
+        evaluate(made, toy_cohort, tmp_path / "1", processes=0, overwrite=True)
+    assert (tmp_path / "1" / "evaluation.json").read_bytes() == before
+    with pytest.raises(ValueError, match="at least 0 cases get a page"):
+        report_evaluation(tmp_path / "1", pages=-1)
     assert done[2].rows == done[1].rows and len({row.case for row in done[1].rows}) > 2
     assert [one.message for one in done[2].problems] == [one.message for one in done[1].problems] != []
     files = {count: sorted(path for path in (tmp_path / str(count)).rglob("*") if path.is_file()) for count in done}

@@ -261,6 +261,8 @@ def test_a_folder_of_another_modality_is_never_taken_for_the_source(
     shutil.copy(toy_cohort / "Toy_0001" / "Toy_0001_t2.nii.gz", tmp_path / "data" / "P1_T2.nii.gz")
     with pytest.raises(CohortError, match="no case has the modality 't1'"):
         predict(finished_run, [tmp_path / "data"], tmp_path / "out")
+    with pytest.raises(CohortError, match="no scans are given"):  # as of a generator that was used before
+        predict(finished_run, [], tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["p_flair", "p_t1ce", "sub-1_ce-gadolinium_T1w", "p_ct", "p_seg", "flair"])

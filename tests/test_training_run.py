@@ -87,6 +87,7 @@ def test_a_run_that_was_stopped_ends_identical_to_the_bit(
     with pytest.raises(Interrupted) as caught:
         run(toy_cohort, tmp_path, progress=interrupt)
     assert caught.value.exit_code == 143 and not (tmp_path / "model").exists()
+    assert "stopped by SIGTERM; a checkpoint was written" in str(caught.value)
     run(toy_cohort, tmp_path)
     for name in ("weights.safetensors", "calibration.json", "plan.toml"):
         assert (tmp_path / "model" / name).read_bytes() == (finished_run / "model" / name).read_bytes()

@@ -7,11 +7,14 @@ import pickle
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import chiasm
 from chiasm.errors import ChiasmError
-from chiasm.verbs import accept_names, fit
+from chiasm.methods import make_recipe
+from chiasm.verbs import accept_names, fit, takes
+from chiasm.volumes import Geometry, Volume
 
 VERBS = [name for name in chiasm.__all__ if not name.startswith("_")]
 
@@ -48,4 +51,65 @@ def test_what_is_missing_is_refused_in_words_where_names_are_strings(tmp_path: P
         lambda: chiasm.view(missing),
     ):
         with pytest.raises(ChiasmError, match="nothing"):
+            call()
+
+
+SCAN = Volume(np.ones((4, 4, 4), np.float32), Geometry((4, 4, 4), np.eye(4)))
+RECIPE = make_recipe("unet", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("verb", "given", "options", "named"),
+    [
+        ("predict", ("run", [SCAN], "out"), {}, "inputs is .*Case.*, not list of Volume.*chiasm.load"),
+        ("predict", ("run", SCAN.array, "out"), {}, "inputs is .*, not ndarray"),
+        ("predict", ("run", "data", "out"), {"series": {"t1": "MPRAGE"}}, "series is Sequence.str., not dict"),
+        ("predict", ("run", "data", "out"), {"series": 1}, "series is Sequence.str., not int"),
+        ("predict", ("run", "data", "out"), {"only": ["test"]}, "only is str, not list of str"),
+        ("load", (None,), {}, "path is .*, not NoneType"),
+        ("train", ((one for one in "ab"), RECIPE, "out"), {}, "data is Path or Cohort, not generator.*cases=CASES"),
+        ("train", (["data"], RECIPE, "out"), {}, "data is Path or Cohort, not list of str"),
+        ("train", ("data", "out", RECIPE), {}, "recipe is Recipe, not str.*make_recipe"),
+        ("train", ("data", RECIPE, "out"), {"threads": "2"}, "threads is int or None, not str"),
+        ("train", ("data", RECIPE, "out"), {"minutes": "3"}, "minutes is float or None, not str"),
+        ("plan", ("data", RECIPE, "out"), {"selection": "t1=MPRAGE"}, "selection is Selection or None, not str"),
+        ("evaluate", ("made", "data", "out"), {"doses": "doses"}, "doses is tuple.*, not str"),
+        ("evaluate", ("made", "data", "out"), {"angles": [0, 72]}, "angles is str or None, not list of int"),
+        ("evaluate", ("made", "data", "out"), {"gamma": (2, 2)}, "gamma is str, not tuple of int"),
+        ("study", ({"arms": []}, "out"), {}, "path is Path, not dict"),
+        ("mumap", (SCAN,), {}, "ct is Path or str, not Volume"),
+        ("view", ([SCAN],), {}, "places is .*, not list of Volume"),
+        ("train", ("data", RECIPE, "out"), {"steps": 5}, "chiasm.train: .*'steps'; it takes data, recipe, folder"),
+        ("plan", ("data", RECIPE), {}, "chiasm.plan: missing .*'folder'; it takes data"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_by_name_before_the_work(
+    verb: str,
+    given: tuple[object, ...],
+    options: dict[str, object],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=named):
+        getattr(chiasm, verb)(*given, **options)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_numbers_of_numpy_and_every_sequence_stay_arguments() -> None:
+    assert takes("int | None", np.int64(2)) and takes("float | None", np.float32(2)) and takes("float", 2)
+    assert takes("str | int | None", 3) and takes("bool", np.bool_(True)) and takes("Progress | None", print)
+    assert takes("Watcher | Callable[[Path], Watcher] | None", print)
+    assert takes("Sequence[str]", fit({"a": 1}.keys(), "Sequence[str]"))
+    assert takes("str", 0)  # refused further on, with the names that are known
+
+
+def test_nothing_to_work_on_is_refused(tmp_path: Path) -> None:
+    for call in (
+        lambda: chiasm.evaluate([], tmp_path, tmp_path / "out"),
+        lambda: chiasm.load([]),
+        lambda: chiasm.predict([], [tmp_path], tmp_path / "out"),
+    ):
+        with pytest.raises(ValueError, match="is given"):
             call()

@@ -180,7 +180,7 @@ def _show_study(done: Done) -> None:
 
 def report(
     out: Annotated[Path, typer.Argument(help="Folder that chiasm study or chiasm evaluate wrote.")],
-    cases: Annotated[int, typer.Option("--cases", help="Largest number of cases with a page.")] = 24,
+    cases: Annotated[int, typer.Option("--cases", min=0, help="Largest number of cases with a page.")] = 24,
     whole: Annotated[bool, typer.Option("--whole", help="Keep whole volumes at full resolution.")] = False,
 ) -> None:
     """Write the pages of a study or an evaluation again from its files."""

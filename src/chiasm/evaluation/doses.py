@@ -72,7 +72,7 @@ def read_criteria(text: str) -> GammaCriteria:
     '3 %/2 mm'
     """
     try:
-        percent, distance_mm = (float(part) for part in text.split(","))
+        percent, distance_mm = (float(part) for part in str(text).split(","))
     except ValueError:
         percent = distance_mm = math.nan
     return GammaCriteria(percent, distance_mm)

@@ -319,7 +319,7 @@ def predict(
         RecipeError: If a role, a format, a runner or `average` is unknown, `degrade` is asked of a model that is not
             for super-resolution, `series` names no source, or the engine is unknown, not installed, or has not this
             device or precision.
-        CohortError: If an input holds no case.
+        CohortError: If there is no input, or one holds no case.
         VolumeError: If DICOM is asked for and a source is none.
     """
     container, gpus = container_named(container), int(accelerator == "cuda")

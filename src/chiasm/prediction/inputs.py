@@ -52,8 +52,14 @@ def find_cases(inputs: Sequence[Path | Case], model: Model, layout: str | None, 
         chosen: Which series and files are taken, and how they are read.
 
     Raises:
-        CohortError: As `find_inputs`.
+        CohortError: If there is no input, or as `find_inputs`.
     """
+    if not inputs:
+        raise CohortError(
+            "no scans are given",
+            reason="no-input",
+            hint="Give files, folders or cases. A generator gives its cases only once.",
+        )
     sources = model.plan.sources
     selection = replace(
         selection_of(model.recipe, chosen, remember=True),

@@ -209,12 +209,17 @@ def folders_of(predictions: Iterable[Path]) -> list[Path]:
 
     Args:
         predictions: Folders; one that holds no manifest at all stays, to be refused.
+
+    Raises:
+        ValueError: If there is none.
     """
     found = []
     for folder in predictions:
         numbered = (folder / str(number) for number in itertools.count(1))
         within = list(itertools.takewhile(lambda one: (one / FILE).is_file(), numbered))
         found += within if within and not (folder / FILE).is_file() else [folder]
+    if not found:
+        raise ValueError("no folder of predictions is given")
     return found
 
 

@@ -136,11 +136,12 @@ def evaluate(
             somebody else and `overwrite` is False.
     """
     pairs = pair_up(segmentations, "segmentation"), pair_up(doses, "dose")
-    beams = () if angles is None else read_angles(angles)
     curve = THOMAS if density_curve is None else read_curve(density_curve)
-    given = _Given(*pairs, read_criteria(gamma), beams, curve)
+    given = _Given(*pairs, read_criteria(gamma), () if angles is None else read_angles(angles), curve)
     request = _Request(reference, regions, convention, model, layout, register, selection or Selection(), given)
     request.check()
+    if processes < 1:
+        raise ValueError(f"at least 1 process scores cases, not {processes}")
     assessed = _open_alike(folders_of([predictions] if isinstance(predictions, Path) else predictions), model)
     request.check_target(assessed[0].plan)
     asked = request.to_dict(assessed, out)

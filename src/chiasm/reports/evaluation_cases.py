@@ -37,11 +37,19 @@ class CasePages:
         most: At most as many.
         whole: Keep volumes uncut and unthinned.
         with_labels: Whether label maps are shown.
+
+    Raises:
+        ValueError: If `most` is negative.
     """
 
     most: int = PAGES
     whole: bool = False
     with_labels: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a number of pages below 0."""
+        if self.most < 0:
+            raise ValueError(f"at least 0 cases get a page, not {self.most}")
 
 
 def predicted_cases(assessed: Iterable[PredictionFolder]) -> Iterator[tuple[PredictionFolder, Entry]]:

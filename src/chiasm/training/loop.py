@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,7 +55,13 @@ class Interrupted(Exception):
 
     def __init__(self, signal_number: int, *, is_first_process: bool = True) -> None:
         super().__init__(signal_number)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number if is_first_process else 0  # another code, and the first one were killed
+
+    def __str__(self) -> str:
+        """Say what came, and how to go on, for callers in Python."""
+        name = signal.Signals(self.signal_number).name
+        return f"stopped by {name}; a checkpoint was written, and the same call goes on from it"
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
