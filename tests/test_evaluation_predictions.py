@@ -324,6 +324,10 @@ def test_a_prediction_on_another_grid_is_refused(predictions: Path, toy_cohort: 
     with pytest.raises(CohortError, match=r"no predicted case could be scored.*grid differs"):
         evaluate(folder, toy_cohort, tmp_path / "e")
     assert not (tmp_path / "e").exists()
+    other = next(path for path in sorted(toy_cohort.iterdir()) if path.is_dir() and not [*folder.glob(f"{path.name}*")])
+    shutil.copytree(other, tmp_path / "others" / other.name)
+    with pytest.raises(CohortError, match=rf"others: has no case \w+ \(found {other.name}\)\. A real image belongs"):
+        evaluate(folder, tmp_path / "others", tmp_path / "e")
 
 
 def test_a_normalised_image_against_a_raw_one_is_refused(predictions: Path, toy_cohort: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
 from chiasm.runners import RUNNERS
 from chiasm.storage import read_json, write_json
-from chiasm.volumes import Volume, read_volume
+from chiasm.volumes import Geometry, Volume, read_volume
 from synthetic_cohort import affine, pair, save
 
 
@@ -186,6 +186,10 @@ def test_wrong_inputs_are_refused_with_what_to_do(toy_cohort: Path, finished_run
     hollow[0, 0, 0] = np.nan
     with pytest.raises(VolumeError, match="t1 is empty, or holds NaN"):
         predictor.predict(Volume(hollow, volume.geometry))
+    with pytest.raises(VolumeError, match=r"t1 is no array of real numbers .found complex64"):
+        predictor.predict(Volume(volume.array.astype(np.complex64), volume.geometry))
+    with pytest.raises(VolumeError, match="t1: has a spacing out of range"):
+        predictor.predict(Volume(volume.array, Geometry(volume.array.shape, np.zeros((4, 4)))))
     with pytest.raises(TypeError, match="not ndarray; Volume"):
         predictor.predict(volume.array)
     with pytest.raises(TypeError, match="a mask is a Volume"):

@@ -334,6 +334,16 @@ def test_several_series_are_listed_without_their_descriptions(session: Path) -> 
     assert refused.value.reason == "no-series"
 
 
+def test_a_number_that_the_listing_lacks_takes_no_series_by_a_part_of_a_name(tmp_path: Path) -> None:
+    write_source(tmp_path / "P77", SeriesDescription="T1 TE=790")
+    for wanted in (7, "77", "79"):
+        with pytest.raises(VolumeError, match="holds no series") as refused:
+            read_volume(tmp_path / "P77", series=wanted)
+        assert refused.value.reason == "no-series"
+    for wanted in (1, "790", "P7", "TE=790"):
+        np.testing.assert_array_equal(read_volume(tmp_path / "P77", series=wanted).array, scan())
+
+
 def test_localizers_reports_and_maps_do_not_stand_in_the_way(tmp_path: Path) -> None:
     write_source(tmp_path / "s" / "t1")
     write_source(tmp_path / "s" / "scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
 
-from chiasm.volumes import Geometry, Volume, canonical, crop, grid_with_spacing, resample, same_grid
+from chiasm.volumes import Geometry, Volume, canonical, crop, grid_with_spacing, resample, same_grid, write_volume
 from chiasm.volumes.geometry import find_overlap, laid_on, reordered, voxels_apart
 
 
@@ -181,3 +184,25 @@ def test_an_array_in_another_axis_order_lies_on_no_grid() -> None:
     for shape, affine in (((4, 5), np.eye(4)), ((4, 5, 6), np.eye(3))):
         with pytest.raises(ValueError, match="three sides and an affine of 4 x 4"):
             Geometry(shape, affine)  # type: ignore[arg-type]
+
+
+def test_what_is_no_array_of_numpy_or_no_grid_is_refused_by_its_kind_and_a_grid_prints_no_bytes(tmp_path: Path) -> None:
+    array, geometry = np.zeros((4, 5, 6), np.float32), Geometry((4, 5, 6), np.eye(4), b"x" * 348, "nifti")
+    for given, grid in (
+        (array.tolist(), geometry),
+        (torch.zeros(4, 5, 6), geometry),
+        (array, None),
+        (array, np.eye(4)),
+    ):
+        with pytest.raises(TypeError, match=f"not {type(given).__name__} and {type(grid).__name__}"):
+            Volume(given, grid)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=f"not {type(given).__name__} and {type(grid).__name__}"):
+            write_volume(tmp_path / "a.nii.gz", given, grid)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"not Volume and Geometry; a Volume has them as .array and .geometry"):
+        write_volume(tmp_path / "a.nii.gz", Volume(array, geometry), geometry)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="complex64"):
+        write_volume(tmp_path / "a.nii.gz", array.astype(np.complex64), geometry)
+    for shape, affine in (([4, 5, 6], np.eye(4)), ((4, 5, 6), np.eye(4).tolist())):
+        with pytest.raises(TypeError, match="a tuple of three sides and an affine as an array of numpy"):
+            Geometry(shape, affine)
+    assert not [*tmp_path.iterdir()] and "xxx" not in repr(geometry)

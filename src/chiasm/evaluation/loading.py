@@ -371,6 +371,8 @@ def _case_of(entry: Entry, plan: Plan, cohort: Cohort) -> Case:
             f"case {entry.case} has no {plan.target} to compare with" if case else f"has no case {entry.case}",
             path=cohort.root,
             reason="no-target",
+            found=None if case else ", ".join(one.id for one in cohort.cases[:5]) + ", ..." * (len(cohort.cases) > 5),
+            hint=None if case else "A real image belongs to the prediction whose case has its name.",
         )
     check_reference(case, plan.target)
     return case

@@ -29,7 +29,7 @@ from chiasm.prediction.model_files import CARD, find_model, read_card
 from chiasm.recipe import read_recipe
 from chiasm.volumes import Volume
 from chiasm.volumes.dicom_scan import is_dicom
-from chiasm.volumes.screening import VOLUME_SUFFIXES, Reading
+from chiasm.volumes.screening import VOLUME_SUFFIXES, Reading, check_affine
 
 RUN_MARKS = ("recipe.toml", f"model/{CARD}")  # files that make a folder a run or a model
 
@@ -183,7 +183,8 @@ def as_volume(given: Volume | Path | str, source: str, reading: Reading) -> Volu
 
     Raises:
         CohortError: If the name or the header of a file says that it is another modality.
-        VolumeError: If a file cannot be read, or a volume is empty or holds values that are not finite.
+        VolumeError: If a file cannot be read, a volume is empty or holds values that are complex or not finite, or
+            its affine is none of a scan.
         TypeError: If it is neither.
     """
     if isinstance(given, str | os.PathLike):
@@ -198,8 +199,16 @@ def as_volume(given: Volume | Path | str, source: str, reading: Reading) -> Volu
             f"{source} is a file or a Volume, not {type(given).__name__}; "
             "Volume(array, Geometry(array.shape, affine)) of chiasm.volumes makes one"
         )
+    if given.array.dtype.kind not in "buif":
+        raise VolumeError(
+            f"{source} is no array of real numbers",
+            reason="datatype",
+            found=given.array.dtype,
+            hint="Take the magnitude of complex values: np.abs.",
+        )
     if not given.array.size or not np.isfinite(given.array).all():
         raise VolumeError(f"{source} is empty, or holds NaN or infinite values", reason="not-finite")
+    check_affine(given.geometry, Path(source))
     return given
 
 

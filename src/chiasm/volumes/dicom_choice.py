@@ -95,9 +95,10 @@ def fitting(series: Sequence[Series], wanted: str | int) -> list[Series]:
         series: With images.
         wanted: SeriesInstanceUID, number in the listing, name of its folder,
             description, DICOM modality, or a part of folder or description;
-            whole words count before parts of words.  Where that fits none or
-            several, a kind of images may choose one, alone or with such words:
-            "phase", "TE=30", "space TI=800", "b=1000", "TI unknown".
+            whole words count before parts of words, and a whole number is no
+            part of a word (7 of P07).  Where that fits none or several, a kind
+            of images may choose one, alone or with such words: "phase",
+            "TE=30", "space TI=800", "b=1000", "TI unknown".
     """
     asked = str(wanted).strip()
     found = _fitting_words(series, asked)
@@ -140,7 +141,8 @@ def _fitting_words(series: Sequence[Series], asked: str) -> list[Series]:
     if not low:
         return []
     word = re.compile(rf"(?<![a-z0-9]){re.escape(low)}(?![a-z0-9])")
-    return _called(series, low) or _named(series, word) or _named(series, re.compile(re.escape(low)))
+    parts = word if low.isdigit() else re.compile(re.escape(low))  # 7 is no part of the folder P07
+    return _called(series, low) or _named(series, word) or _named(series, parts)
 
 
 def _called(series: Sequence[Series], low: str) -> list[Series]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -38,16 +38,20 @@ class Geometry:
         container: The format of `header`.
 
     Raises:
+        TypeError: If the shape is no tuple, or the affine no array.
         ValueError: If the shape has not three sides, or the affine not four rows and columns.
     """
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
-    header: bytes | None = None
+    header: bytes | None = field(default=None, repr=False)
     container: Literal["nifti", "metaimage", "mgh", "dicom"] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is no grid of three axes."""
+        if not isinstance(self.shape, tuple) or not isinstance(self.affine, np.ndarray):
+            found = f"{type(self.shape).__name__} and {type(self.affine).__name__}"
+            raise TypeError(f"a grid is a tuple of three sides and an affine as an array of numpy, not {found}")
         if len(self.shape) != 3 or np.shape(self.affine) != (4, 4):
             raise ValueError(
                 f"a grid has three sides and an affine of 4 x 4, not {self.shape} and {np.shape(self.affine)}"
@@ -81,6 +85,7 @@ class Volume:
         geometry: The grid.
 
     Raises:
+        TypeError: If it is no array of numpy on a `Geometry`.
         ValueError: If the array has another shape than the grid.
     """
 
@@ -89,11 +94,26 @@ class Volume:
 
     def __post_init__(self) -> None:
         """Refuse an array that does not lie on the grid, such as one whose axes are in another order."""
+        check_kinds(self.array, self.geometry)
         if tuple(self.array.shape) != tuple(self.geometry.shape):
             raise ValueError(
                 f"an array of {self.array.shape} does not lie on a grid of {self.geometry.shape}: both are (I, J, K), "
                 "and SimpleITK's arrays are (K, J, I)"
             )
+
+
+def check_kinds(array: object, geometry: object) -> None:
+    """Refuse what is no array of numpy, or no grid, such as a whole volume or a bare affine.
+
+    Raises:
+        TypeError: If one is.
+    """
+    if not isinstance(array, np.ndarray) or not isinstance(geometry, Geometry):
+        found = f"{type(array).__name__} and {type(geometry).__name__}"
+        raise TypeError(
+            f"voxels are an array of numpy and its Geometry, such as Geometry(array.shape, affine), not {found}; "
+            "a Volume has them as .array and .geometry"
+        )
 
 
 def voxels_apart(a: Geometry, b: Geometry) -> float:

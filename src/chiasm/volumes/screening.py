@@ -23,7 +23,7 @@ from chiasm.errors import VolumeError
 from chiasm.volumes.dicom_choice import pick_series
 from chiasm.volumes.dicom_read import read_dicom
 from chiasm.volumes.dicom_scan import is_dicom
-from chiasm.volumes.geometry import Geometry, Volume, straight_grid, straightened
+from chiasm.volumes.geometry import Geometry, Volume, check_kinds, straight_grid, straightened
 from chiasm.volumes.metaimage import looks_like_metaimage, open_metaimage, write_metaimage
 from chiasm.volumes.mgh import looks_like_mgh, open_mgh, write_mgh
 from chiasm.volumes.minc import looks_like_minc, read_minc, read_minc_grid
@@ -372,13 +372,15 @@ def write_volume(
         How many values were too large for the type and were cut to its ends.
 
     Raises:
+        TypeError: If it is no array of numpy and its `Geometry`.
         VolumeError: If the name ends in something else.
-        ValueError: If shapes differ, or labels are not whole numbers.
+        ValueError: If shapes differ, values are complex, or labels are not whole numbers.
         ChiasmError: If the file cannot be written.
     """
     path = Path(path)
-    if array.shape != tuple(geometry.shape):
-        raise ValueError(f"an array of {array.shape} does not fit a grid of {geometry.shape}")
+    check_kinds(array, geometry)
+    if array.shape != geometry.shape or array.dtype.kind == "c":
+        raise ValueError(f"an array of {array.shape} {array.dtype} does not fit a grid of {geometry.shape}")
     name = path.name.lower()
     writer = next((write for suffix, write in WRITERS.items() if name.endswith(suffix)), None)
     if writer is None:
