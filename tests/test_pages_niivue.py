@@ -313,6 +313,14 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(shown: dict[str, Any
     assert [url for url in shown["requests"] if not url.startswith(("blob:", "data:"))] == [shown["path"].as_uri()]
 
 
+def test_the_page_is_no_wider_than_a_phone(shown: dict[str, Any]) -> None:
+    page = shown["page"]
+    before = page.viewport_size
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size(before)
+
+
 def test_without_webgl_the_page_says_so_and_keeps_its_still_slices(
     page_of_a_case: dict[str, Any], open_page: Callable[..., Opened]
 ) -> None:
