@@ -324,6 +324,8 @@ def test_a_case_that_was_predicted_as_dicom_is_shown_with_its_parametric_map(
     assert view([file], page).titles == ("expected-error.dcm (synthetic)",)
     seen = view([tmp_path / "dicom" / "p1", tmp_path / "in" / "p1"], page)  # the former has a map beside its series
     assert seen.titles == ("dicom/p1 (synthetic)", "in/p1")
+    made = [tmp_path / "nifti" / f"p1_{name}.nii.gz" for name in ("t2", "mask")]
+    assert view(made, page).titles == ("p1_t2.nii.gz (synthetic)", "p1_mask.nii.gz")
     report = pydicom.dcmread(file)
     report.SeriesInstanceUID, report.SOPInstanceUID = generate_uid(), generate_uid()
     del report.FloatPixelData, report.SyntheticData

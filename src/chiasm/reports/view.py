@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.boxes import box_of
+from chiasm.cohorts.completed import is_synthetic
 from chiasm.cohorts.dicom_patients import holds_dicom
 from chiasm.errors import RunError, VolumeError, unknown
 from chiasm.outputs import refuse_inputs
@@ -199,10 +200,14 @@ def _volumes_at(places: Sequence[Path], series: Sequence[str]) -> list[Shown]:
 
 
 def _marked(title: str, place: Path, rule: str | None) -> str:
-    """Add to the title of a DICOM series that it is synthetic, where its header says so."""
-    found = find_series(place) if is_dicom(place) else ()
-    shown = found if len(found) < 2 else [choose_series(found, rule, place)]
-    return f"{title} (synthetic)" if any(one.synthetic for one in shown) else title
+    """Add to the title of a volume that it is synthetic, where its header or a file beside it says so."""
+    if is_dicom(place):
+        found = find_series(place)
+        shown = found if len(found) < 2 else [choose_series(found, rule, place)]
+        is_made = any(one.synthetic for one in shown)
+    else:
+        is_made = is_synthetic(place)
+    return f"{title} (synthetic)" if is_made else title
 
 
 def _check_folder(place: Path) -> None:
