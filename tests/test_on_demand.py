@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import tracemalloc
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -93,3 +95,16 @@ def test_another_process_is_given_what_opens_the_items_and_not_what_is_open() ->
     content = pickle.dumps(items)
     assert len(content) < 1000
     assert pickle.loads(content)[1].tolist() == [1, 1, 1]
+
+
+def test_what_is_open_closes_with_the_sequence_not_at_the_next_garbage_collection(tmp_path: Path) -> None:
+    np.save(tmp_path / "voxels.npy", np.zeros(5))
+    gc.disable()
+    try:
+        items = OnDemand({"a": partial(np.load, tmp_path / "voxels.npy", mmap_mode="r")}, most=2)
+        opened = weakref.ref(items[0])
+        assert opened() is items[0]
+        del items
+        assert opened() is None
+    finally:
+        gc.enable()

@@ -98,16 +98,14 @@ class OnDemand(Sequence[Item], Generic[Item]):
             openers: Name of each item to what opens it, in their order.
             most: How many stay open.
         """
-        self._openers, self._most = dict(openers), most
+        kept = dict(openers)
+        self._openers, self._most = kept, most
         self.names = tuple(openers)
-        self._opened = lru_cache(maxsize=most)(self._open)
+        self._opened = lru_cache(maxsize=most)(lambda name: kept[name]())  # without self, so that files close with it
 
     def __reduce__(self) -> tuple[type[OnDemand[Item]], tuple[Mapping[str, Callable[[], Item]], int]]:
         """Pickle what opens the items, and none of those that are open."""
         return OnDemand, (self._openers, self._most)
-
-    def _open(self, name: str) -> Item:
-        return self._openers[name]()
 
     def only(self, names: Iterable[str]) -> OnDemand[Item]:
         """Return the items of these names, in their order; names that are not there are passed over."""
