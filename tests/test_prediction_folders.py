@@ -21,7 +21,8 @@ from chiasm.prediction.folders import predict
 from chiasm.prediction.manifest import read_manifest
 from chiasm.runners import RUNNERS
 from chiasm.storage import read_json, write_json
-from chiasm.volumes import Geometry, Volume, read_volume
+from chiasm.volumes import Geometry, Volume, read_volume, write_volume
+from chiasm.volumes.screening import Reading
 from synthetic_cohort import affine, pair, save
 
 
@@ -190,6 +191,15 @@ def test_wrong_inputs_are_refused_with_what_to_do(toy_cohort: Path, finished_run
         predictor.predict(Volume(volume.array.astype(np.complex64), volume.geometry))
     with pytest.raises(VolumeError, match="t1: has a spacing out of range"):
         predictor.predict(Volume(volume.array, Geometry(volume.array.shape, np.zeros((4, 4)))))
+    sheared = Volume(
+        volume.array, Geometry(volume.array.shape, volume.geometry.affine @ (np.eye(4) + np.eye(4, k=1) / 9))
+    )
+    with pytest.raises(VolumeError, match=r"t1: has a sheared affine.*Reading.resample=True"):
+        predictor.predict(sheared)
+    write_volume(tmp_path / "sheared_t1.nii.gz", sheared.array, sheared.geometry)
+    straight = chiasm.load(finished_run, reading=Reading(resample=True))
+    made = straight.predict(sheared).image
+    np.testing.assert_allclose(made.array, straight.predict(tmp_path / "sheared_t1.nii.gz").image.array, atol=1e-3)
     with pytest.raises(TypeError, match="not ndarray; Volume"):
         predictor.predict(volume.array)
     with pytest.raises(TypeError, match="a mask is a Volume"):

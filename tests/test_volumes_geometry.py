@@ -186,6 +186,13 @@ def test_an_array_in_another_axis_order_lies_on_no_grid() -> None:
             Geometry(shape, affine)  # type: ignore[arg-type]
 
 
+def test_an_affine_of_whole_numbers_becomes_one_of_floats() -> None:
+    for affine in (np.diag([1, 1, 2, 1]), np.diag([1, 1, 2, 1]).astype(np.float32)):
+        grid = Geometry((4, 5, 6), affine)
+        assert grid.affine.dtype == np.float64 and affine.dtype != np.float64
+        assert grid_with_spacing(grid, (2, 2, 1)).shape == (2, 2, 12)  # it ended in a UFuncTypeError
+
+
 def test_what_is_no_array_of_numpy_or_no_grid_is_refused_by_its_kind_and_a_grid_prints_no_bytes(tmp_path: Path) -> None:
     array, geometry = np.zeros((4, 5, 6), np.float32), Geometry((4, 5, 6), np.eye(4), b"x" * 348, "nifti")
     for given, grid in (
@@ -202,6 +209,11 @@ def test_what_is_no_array_of_numpy_or_no_grid_is_refused_by_its_kind_and_a_grid_
         write_volume(tmp_path / "a.nii.gz", Volume(array, geometry), geometry)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="complex64"):
         write_volume(tmp_path / "a.nii.gz", array.astype(np.complex64), geometry)
+    masked = np.ma.masked_less(array, 1)  # MGZ wrote 1e20 for its voxels, and NIfTI ended in a ValueError of numpy
+    with pytest.raises(TypeError, match=r"a masked array has voxels without a value; array.filled"):
+        write_volume(tmp_path / "a.mgz", masked, geometry)
+    with pytest.raises(TypeError, match="masked"):
+        Volume(masked, geometry)
     for shape, affine in (([4, 5, 6], np.eye(4)), ((4, 5, 6), np.eye(4).tolist())):
         with pytest.raises(TypeError, match="a tuple of three sides and an affine as an array of numpy"):
             Geometry(shape, affine)

@@ -29,7 +29,8 @@ from chiasm.prediction.model_files import CARD, find_model, read_card
 from chiasm.recipe import read_recipe
 from chiasm.volumes import Volume
 from chiasm.volumes.dicom_scan import is_dicom
-from chiasm.volumes.screening import VOLUME_SUFFIXES, Reading, check_affine
+from chiasm.volumes.geometry import straightened
+from chiasm.volumes.screening import VOLUME_SUFFIXES, Reading, check_skew
 
 RUN_MARKS = ("recipe.toml", f"model/{CARD}")  # files that make a folder a run or a model
 
@@ -179,7 +180,7 @@ def as_volume(given: Volume | Path | str, source: str, reading: Reading) -> Volu
     Args:
         given: The volume, or its file.
         source: Which source it is.
-        reading: What to assume of a file.
+        reading: What to assume of a file, and whether skewed axes are made straight.
 
     Raises:
         CohortError: If the name or the header of a file says that it is another modality.
@@ -208,8 +209,7 @@ def as_volume(given: Volume | Path | str, source: str, reading: Reading) -> Volu
         )
     if not given.array.size or not np.isfinite(given.array).all():
         raise VolumeError(f"{source} is empty, or holds NaN or infinite values", reason="not-finite")
-    check_affine(given.geometry, Path(source))
-    return given
+    return straightened(given) if check_skew(given.geometry, Path(source), reading) else given
 
 
 def _find_cohort(path: Path, sources: Sequence[str], layout: str | None, selection: Selection | None) -> Cohort:

@@ -56,6 +56,7 @@ class Geometry:
             raise ValueError(
                 f"a grid has three sides and an affine of 4 x 4, not {self.shape} and {np.shape(self.affine)}"
             )
+        object.__setattr__(self, "affine", np.asarray(self.affine, np.float64))  # np.diag([1, 1, 2, 1]) has integers
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -85,7 +86,7 @@ class Volume:
         geometry: The grid.
 
     Raises:
-        TypeError: If it is no array of numpy on a `Geometry`.
+        TypeError: If it is no array of numpy on a `Geometry`, or a masked one.
         ValueError: If the array has another shape than the grid.
     """
 
@@ -103,7 +104,7 @@ class Volume:
 
 
 def check_kinds(array: object, geometry: object) -> None:
-    """Refuse what is no array of numpy, or no grid, such as a whole volume or a bare affine.
+    """Refuse what is no array of numpy with a value for each voxel, or no grid, such as a whole volume.
 
     Raises:
         TypeError: If one is.
@@ -114,6 +115,8 @@ def check_kinds(array: object, geometry: object) -> None:
             f"voxels are an array of numpy and its Geometry, such as Geometry(array.shape, affine), not {found}; "
             "a Volume has them as .array and .geometry"
         )
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError("a masked array has voxels without a value; array.filled(0) gives them one")
 
 
 def voxels_apart(a: Geometry, b: Geometry) -> float:

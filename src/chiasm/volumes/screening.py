@@ -143,7 +143,7 @@ def read_volume(
     else:  # of another format, or it says what is wrong
         content = _open(path, head if file else first_bytes(path, HEAD), reading, max_bytes)
         geometry = content.geometry
-    is_skewed = _check_skew(geometry, path, reading)
+    is_skewed = check_skew(geometry, path, reading)
     _check_slices(geometry, path, allow_thin)
     volume = Volume(voxels(content), geometry)
     return straightened(volume, labels=labels) if is_skewed else volume
@@ -186,8 +186,12 @@ def _open(path: Path, head: bytes, reading: Reading, max_bytes: int) -> Stored:
     )
 
 
-def _check_skew(geometry: Geometry, path: Path, reading: Reading) -> bool:
-    """Return whether a grid is skewed; refuse one that is not to be made straight, or would grow too large by it."""
+def check_skew(geometry: Geometry, path: Path, reading: Reading) -> bool:
+    """Return whether a grid is skewed; refuse one that is not to be made straight, or would grow too large by it.
+
+    Raises:
+        VolumeError: If it is refused, also as by `check_affine`.
+    """
     if not check_affine(geometry, path, allow_skew=reading.resample):
         return False
     if math.prod(straight_grid(geometry).shape) > MOST_STRAIGHTENED * math.prod(geometry.shape):
