@@ -201,11 +201,13 @@ def test_a_kill_between_two_exchanges_is_made_good(trained: Path, toy_cohort: Pa
     assert read_calibration(model / "calibration.json") == wanted
 
 
-def test_the_whole_is_announced_before_the_first_model_begins(trained: Path) -> None:
+def test_the_whole_is_announced_once_before_the_first_model_begins(trained: Path) -> None:
     said = (trained.parent / "said.txt").read_text().splitlines()
     first = said.index("announced")
     assert said[first + 1].startswith("model 1 of 2") and sum(line.startswith("model 1 of 2") for line in said) == 1
     assert any(line.startswith("model 2 of 2") for line in said[first + 2 :])
+    assert sum(line.startswith("6 cases with t1 and t2") for line in said) == 1
+    assert sum(line.startswith("l2-expected-error (A17)") for line in said) == 2
 
 
 def test_each_case_gets_the_image_of_the_model_that_did_not_learn_from_it(
