@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from chiasm.errors import RecipeError, RunError, VolumeError
@@ -209,6 +213,10 @@ def test_another_registration_is_not_mixed_in(tmp_path: Path) -> None:
     made, known = register(*pair, out, kind="rigid"), read_volume(out / "known.nii.gz", labels=True).array
     assert made.covered == pytest.approx(known.mean()) and 0.5 < made.covered < 1
     assert (read_volume(out / "moved.nii.gz").array[known == 0] == moving.array.min()).all()
+    sagittal = re.findall(r"base64,([^\"]+)", made.report.read_text())[0]
+    shown = np.asarray(Image.open(BytesIO(base64.b64decode(sagittal))).convert("L"))
+    likeness = [np.corrcoef(shown.ravel(), plane[::-1, ::-1].T.ravel())[0, 1] for plane in fixed.array[10:-10]]
+    assert max(likeness) > 0.95  # its front is on the left, as on the other pages
     before = (out / "matrix.txt").read_text()
     (out / "field.nii.gz").write_text("of a registration by Demons")
     (out / "labels-mine.nii.gz").write_text("of the user")

@@ -333,7 +333,7 @@ def _pictures(
 
 
 def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
-    """Cut a slice as it is looked at: up is up, the patient's right on the left; values 0 to 1.
+    """Cut a slice as it is looked at, see `_as_picture`; values 0 to 1.
 
     Fat may be four times as bright as brain: white is at most twice what half of the brighter voxels have.
     """
@@ -343,12 +343,12 @@ def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
     if bright.size:
         high = min(high, 2 * float(np.median(bright)) - low)
     plane = np.clip((plane - low) / (high - low if high > low else 1), 0, 1)
-    return _as_picture(plane, axis)
+    return _as_picture(plane)
 
 
-def _as_picture(plane: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Turn a slice as it is looked at: up is up, the patient's right on the left; rows from the top."""
-    picture: NDArray[Any] = (plane if axis == 0 else plane[::-1]).T[::-1]
+def _as_picture(plane: NDArray[Any]) -> NDArray[Any]:
+    """Turn a slice as it is looked at, rows from the top: the patient's right (or, sagittal, front) is on the left."""
+    picture: NDArray[Any] = plane[::-1, ::-1].T
     return picture
 
 
@@ -384,7 +384,7 @@ def _folding(alignment: Alignment, still: Volume, axis: int, index: int) -> dict
     rows = np.stack([np.stack(np.gradient(part)) for part in voxels]) + np.eye(3)[:, :, None, None, None]
     jacobian = np.linalg.det(rows.transpose(2, 3, 4, 0, 1)).astype(np.float32)
     there = resample(Volume(jacobian, alignment.grid), still.geometry, fill=1.0)
-    plane = _as_picture(np.take(there.array, index, axis=axis), axis)
+    plane = _as_picture(np.take(there.array, index, axis=axis))
     shown = _picture(np.clip((plane - 0.5), 0, 1), _aspect(still.geometry, axis), colours="PuOr")
     return {"Jacobian, 0.5 (orange) to 1.5 (violet)": shown}
 
