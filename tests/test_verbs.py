@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.valuerep import DS
 
 import chiasm
 from chiasm.errors import ChiasmError
@@ -74,6 +75,9 @@ RECIPE = make_recipe("unet", "tiny")
         ("train", ("data", RECIPE, "out"), {"minutes": "3"}, "minutes is float or None, not str"),
         ("plan", ("data", RECIPE, "out"), {"selection": "t1=MPRAGE"}, "selection is Selection or None, not str"),
         ("evaluate", ("made", "data", "out"), {"doses": "doses"}, "doses is tuple.*, not str"),
+        ("evaluate", ("made", "data", "out"), {"doses": ("doses", 3)}, "doses is tuple.*, not tuple of str, int"),
+        ("inspect", ("data", "t1", 2), {}, "target is str or None, not int"),
+        ("mumap", ("ct",), {"kvp": 120.5}, "kvp is int, not float"),
         ("evaluate", ("made", "data", "out"), {"angles": [0, 72]}, "angles is str or None, not list of int"),
         ("evaluate", ("made", "data", "out"), {"gamma": (2, 2)}, "gamma is str, not tuple of int"),
         ("study", ({"arms": []}, "out"), {}, "path is Path, not dict"),
@@ -99,6 +103,7 @@ def test_an_argument_of_another_kind_is_refused_by_name_before_the_work(
 
 def test_numbers_of_numpy_and_every_sequence_stay_arguments() -> None:
     assert takes("int | None", np.int64(2)) and takes("float | None", np.float32(2)) and takes("float", 2)
+    assert takes("int", fit(DS("120"), "int")) and fit(np.float64(2), "int | None") == 2  # as DICOM has KVP
     assert takes("str | int | None", 3) and takes("bool", np.bool_(True)) and takes("Progress | None", print)
     assert takes("Watcher | Callable[[Path], Watcher] | None", print)
     assert takes("Sequence[str]", fit({"a": 1}.keys(), "Sequence[str]"))

@@ -58,11 +58,13 @@ def accept_names(verb: Callable[..., Any], name: str) -> Callable[..., Any]:
 def fit(value: object, annotation: str) -> object:
     """Return an argument as its annotation wants it.
 
-    >>> fit("t1", "Sequence[str]"), fit("t1", "str | None")
-    (['t1'], 't1')
+    >>> fit("t1", "Sequence[str]"), fit("t1", "str | None"), fit(120.0, "int"), fit(1.5, "int")
+    (['t1'], 't1', 120, 1.5)
     >>> [path.name for path in fit(["a", Path("b")], "Sequence[Path]")]
     ['a', 'b']
     """
+    if annotation.startswith("int") and isinstance(value, float) and value.is_integer():
+        return int(value)  # such as KVP of pydicom
     if annotation.startswith("Sequence[") and (isinstance(value, str) or not isinstance(value, Iterable)):
         value = [value]
     if isinstance(value, str | os.PathLike) and "Path" in annotation:
@@ -82,8 +84,8 @@ def takes(annotation: str, value: object) -> bool:
     >>> takes("int | None", "2"), takes("Progress | None", print)
     (False, True)
     """
-    if annotation in ("str", "str | None") and not isinstance(value, Iterable | None):
-        return True  # what is no name of a method or device is refused further on, with the names that are
+    if annotation == "str" and not isinstance(value, Iterable | None):
+        return True  # what is no name of a format or device is refused further on, with the names that are
     kinds = _KIND.findall(annotation)
     is_checked = all(kind in _CLASSES | _PLAIN or kind.startswith(("Sequence[", "tuple[Path")) for kind in kinds)
     return not is_checked or any(_is_of(kind, value) for kind in kinds)
@@ -98,7 +100,8 @@ def _is_of(kind: str, value: object) -> bool:
         within = _KIND.findall(inner)
         return isinstance(value, list | tuple) and all(any(_is_of(one, thing) for one in within) for thing in value)
     if outer == "tuple":
-        return isinstance(value, tuple) and len(value) == inner.count(",") + 1
+        within = inner.split(", ")
+        return isinstance(value, tuple) and len(value) == len(within) and all(map(_is_of, within, value))
     return any(part.__name__ == outer for part in type(value).__mro__)
 
 

@@ -146,7 +146,7 @@ def read_angles(text: str) -> tuple[float, ...]:
     (30.0, 75.5)
     """
     try:
-        angles = tuple(float(part) for part in str(text).split(","))
+        angles = tuple(float(part) for part in text.split(","))
     except ValueError:
         angles = (math.nan,)
     if not all(0 <= angle < 360 for angle in angles) or len(set(angles)) != len(angles) or len(angles) > MOST_ANGLES:
