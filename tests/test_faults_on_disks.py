@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from chiasm.studies.study import run_study
 from chiasm.studies.study_file import read_study
 from chiasm.training.run import train
 from conftest import QUICK
+from full_disk import no_file_above
 
 
 def exit_code(arguments: list[str | Path]) -> int:
@@ -192,19 +191,6 @@ def test_a_disk_that_is_full_already_is_refused_before_any_work(
         (disk / "file").write_bytes(bytes(16384))
         told = refusal(verb, disk, capsys)
         assert "0 MiB free" in told and "The disk is full: free some space" in told
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Let every write beyond `size` bytes fail, as a full disk does, for this process alone."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_full_disk_stops_a_prediction_once_and_the_same_command_goes_on(

@@ -8,7 +8,6 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -44,6 +43,7 @@ from chiasm.preparation.plan import read_plan, write_plan
 from chiasm.recipe import write_recipe
 from chiasm.storage import read_toml, write_toml
 from chiasm.volumes import read_volume
+from full_disk import no_file_above
 
 
 @pytest.fixture(scope="module")
@@ -246,15 +246,8 @@ def test_a_full_disk_keeps_the_old_model_and_leaves_nothing_partial(
 
 
 def test_a_real_limit_on_file_size_is_told_as_one(model: Model, tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
-        with pytest.raises(ChiasmError, match="cannot be written: File too large"):
-            save_model(tmp_path / "model", model)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with no_file_above(2_000), pytest.raises(ChiasmError, match="cannot be written: File too large"):
+        save_model(tmp_path / "model", model)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from chiasm.errors import ChiasmError, RunError
 from chiasm.reports.case_page import CasePage, finish_page, pack_page
 from chiasm.reports.packed_pages import load_page, save_page
 from chiasm.reports.pictures import HEAD, OUTLINE, WIDTH, write_picture
+from full_disk import no_file_above
 
 
 def a_page() -> CasePage:
@@ -90,10 +90,6 @@ def test_a_picture_shows_each_column_beside_the_other_with_lesions_outlined(tmp_
 
 
 def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
-    packed, (soft, hard) = pack_page(a_page()), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(ChiasmError, match="cannot be written: File too large"):
-            save_page(tmp_path / "P1.safetensors", packed)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    packed = pack_page(a_page())
+    with no_file_above(1000), pytest.raises(ChiasmError, match="cannot be written: File too large"):
+        save_page(tmp_path / "P1.safetensors", packed)

@@ -14,8 +14,8 @@ import chiasm.reports.tensorboard as module
 from chiasm.errors import ChiasmError, RecipeError
 from chiasm.prediction.passes import Maps
 from chiasm.reports.tensorboard import TensorBoard, Watchers, watch_run
+from full_disk import no_file_above
 from learning import textured_case
-from test_faults_on_disks import no_file_above
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 

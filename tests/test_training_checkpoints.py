@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import pickle
-import resource
-import signal
 import struct
 import tracemalloc
 from pathlib import Path
@@ -21,6 +19,7 @@ from chiasm.errors import ChiasmError, RunError
 from chiasm.storage import write_toml
 from chiasm.training.checkpoints import KEEP, load_checkpoint, save_checkpoint
 from chiasm.training.state import TrainingState
+from full_disk import no_file_above
 
 
 def parts(seed: int = 0, width: int = 3) -> dict[str, nn.Module | torch.optim.Optimizer]:
@@ -148,15 +147,8 @@ def test_a_disk_that_fills_between_tensors_and_card_leaves_nothing_partial(
 
 def test_a_real_limit_on_file_size_is_told_as_one(tmp_path: Path) -> None:
     """The kernel refuses the write itself, so whatever library writes must not hide it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-        with pytest.raises(ChiasmError, match="cannot be written: File too large"):
-            save_checkpoint(tmp_path, 1, {"network": nn.Linear(100, 100)}, {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with no_file_above(10_000), pytest.raises(ChiasmError, match="cannot be written: File too large"):
+        save_checkpoint(tmp_path, 1, {"network": nn.Linear(100, 100)}, {})
     assert not list(tmp_path.iterdir())
 
 
