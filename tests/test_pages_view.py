@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from chiasm.reports.case_page import SCRIPT
+from chiasm.reports.pages import render_page
 from chiasm.reports.view import view
 from conftest import Opened
 from test_pages_niivue import WATCH, number, world_shown
@@ -165,3 +167,21 @@ def test_the_page_asks_for_nothing_and_complains_of_nothing(shown: dict[str, Any
     assert page.get_attribute("#radiological", "aria-pressed") == "true"
     assert shown["errors"] == []
     assert [url for url in shown["requests"] if not url.startswith(("blob:", "data:"))] == [shown["path"].as_uri()]
+
+
+@pytest.mark.parametrize(
+    ("template", "content"),
+    [
+        ("registration.html", {"scores": {"mean displacement": "moved by 1.2 mm, " * 9}, "worse": False, "rows": []}),
+        ("registered.html", {"rows": [{"case": "p1", "page": "", "cells": ["t2 on t1", *"123456"], "worse": False}]}),
+    ],
+)
+def test_the_tables_of_registrations_keep_within_the_width_of_a_phone(
+    template: str, content: dict[str, Any], tmp_path: Path, open_page: Callable[..., Opened]
+) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(render_page(template, {"kind": "registration", "title": "Aligned?", "asked": "Rigid.", **content}))
+    opened = open_page(page)
+    opened.page.set_viewport_size({"width": 390, "height": 800})
+    assert opened.page.evaluate("document.querySelector('table').scrollWidth") > 390
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
