@@ -65,15 +65,20 @@ def fit(value: object, annotation: str) -> object:
     """
     if annotation.startswith("int") and isinstance(value, float) and value.is_integer():
         return int(value)  # such as KVP of pydicom
-    if annotation.startswith("Sequence[") and (isinstance(value, str) or not isinstance(value, Iterable)):
-        value = [value]
-    if isinstance(value, str | os.PathLike) and "Path" in annotation:
-        return _as_path(value)
-    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+    if annotation.startswith("Sequence["):
+        value = _as_list(value)
+    if "Path" not in annotation or isinstance(value, Mapping):
         return value
-    if "Path" in annotation:
-        return tuple(map(_as_path, value))
-    return tuple(value) if annotation.startswith("Sequence[") and not isinstance(value, list | tuple) else value
+    if isinstance(value, str | os.PathLike) or not isinstance(value, Iterable):
+        return _as_path(value)
+    return tuple(map(_as_path, value))
+
+
+def _as_list(value: object) -> object:
+    """Return one thing in a list, and several, such as those of a generator, as a tuple; a mapping stays as it is."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return [value]
+    return value if isinstance(value, list | tuple | Mapping) else tuple(value)
 
 
 def takes(annotation: str, value: object) -> bool:
