@@ -53,11 +53,10 @@ its own, and within a line only from names to its left; a test reads this map.
     evaluation    scores, and what may be claimed from them: metric_table, rows, reference, scoring, summary,
                   paired_tests, claims, headlines, statistics, agreement, reader_files, rating, kept, loading,
                   predictions, given_volumes, segmentations, doses, uncertainty, expected_error, weight_map
-    reports       the pages that people read: drawing, pages, tables, registration, gallery, error_plot, curves,
+    reports       the pages that people read: drawing, slices, pages, tables, registration, gallery, error_plot, curves,
                   progress_page, tensorboard, naive_comparison, evaluation_folder, evidence, advice, explanation,
                   model_cards, evaluation_page, pictures, jumps, case_scores, case_volumes, case_page, packed_pages,
-                  view, evaluation_cases, evaluation, slices, rating, study_plots, study_cases,
-                  study_page, study_digest
+                  view, evaluation_cases, evaluation, rating, study_plots, study_cases, study_page, study_digest
     studies       methods x folds x seeds, and completion: study_file, filling, utility, completion, jobs, work, notes,
                   study_report, study
     serving       a DICOM node and a page with a REST API: spool, stop, web_limits, dicom_inbox, dicom_gate, dicom_send,

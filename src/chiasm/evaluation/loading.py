@@ -21,6 +21,7 @@ from chiasm.evaluation.reference import OwnUnits
 from chiasm.evaluation.rows import MaskUse
 from chiasm.evaluation.scoring import harmonise
 from chiasm.heap import give_back
+from chiasm.names import name_first
 from chiasm.prediction.baselines import Baselines
 from chiasm.prediction.manifest import Entry, Manifest, check_files
 from chiasm.preparation.arrays import PreparedSource, prepare_source
@@ -33,6 +34,7 @@ from chiasm.volumes import Volume, check_pair, crop, read_volume, resample
 from chiasm.volumes.geometry import Geometry, find_overlap
 from chiasm.volumes.masks import Rule
 
+MOST_NAMED = 5  # cases in a message
 #: Where the mask of a prediction comes from, by what its manifest calls it.
 RULES: Mapping[str, str] = {
     "given": "the prediction's own mask, from the mask file beside its source",
@@ -371,7 +373,7 @@ def _case_of(entry: Entry, plan: Plan, cohort: Cohort) -> Case:
             f"case {entry.case} has no {plan.target} to compare with" if case else f"has no case {entry.case}",
             path=cohort.root,
             reason="no-target",
-            found=None if case else ", ".join(one.id for one in cohort.cases[:5]) + ", ..." * (len(cohort.cases) > 5),
+            found=None if case else name_first([one.id for one in cohort.cases], MOST_NAMED),
             hint=None if case else "A real image belongs to the prediction whose case has its name.",
         )
     check_reference(case, plan.target)

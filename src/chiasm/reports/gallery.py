@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from chiasm.boxes import Box, box_of, grown
 from chiasm.reports.drawing import png_address, show_number, show_unit
+from chiasm.reports.slices import as_seen
 from chiasm.volumes import Geometry, Volume, canonical
 
 MARGIN = 4  # voxels around the mask in a picture
@@ -302,7 +303,7 @@ def _most_instructive(mask: NDArray[np.bool_], lesion: NDArray[np.bool_] | None,
 def _slice(volume: NDArray[Any], axis: int, index: int, box: Box) -> NDArray[Any]:
     """Cut a slice as a picture, rows from the top: front or head up, the patient's right on the left."""
     place = tuple(index if along == axis else side for along, side in enumerate(box))
-    return np.ascontiguousarray(volume[place][::-1, ::-1].T)  # (I, J or K) -> (rows, columns)
+    return np.ascontiguousarray(as_seen(volume[place]))
 
 
 def source_window(source: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[float, float]:

@@ -31,6 +31,7 @@ from chiasm.registration.cohort import (
 )
 from chiasm.reports.drawing import png_address
 from chiasm.reports.pages import render_page
+from chiasm.reports.slices import as_seen
 from chiasm.storage import read_json, write_json, write_text
 from chiasm.volumes import Geometry, Reading, Volume, canonical, read_volume, write_volume
 from chiasm.volumes.masks import find_mask, suggest_rule
@@ -333,7 +334,7 @@ def _pictures(
 
 
 def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
-    """Cut a slice as it is looked at, see `_as_picture`; values 0 to 1.
+    """Cut a slice as it is looked at, see `as_seen`; values 0 to 1.
 
     Fat may be four times as bright as brain: white is at most twice what half of the brighter voxels have.
     """
@@ -343,13 +344,7 @@ def _plane(array: NDArray[Any], axis: int, index: int) -> NDArray[np.float64]:
     if bright.size:
         high = min(high, 2 * float(np.median(bright)) - low)
     plane = np.clip((plane - low) / (high - low if high > low else 1), 0, 1)
-    return _as_picture(plane)
-
-
-def _as_picture(plane: NDArray[Any]) -> NDArray[Any]:
-    """Turn a slice as it is looked at, rows from the top: the patient's right (or, sagittal, front) is on the left."""
-    picture: NDArray[Any] = plane[::-1, ::-1].T
-    return picture
+    return as_seen(plane)
 
 
 def _aspect(geometry: Geometry, axis: int) -> float:
@@ -384,7 +379,7 @@ def _folding(alignment: Alignment, still: Volume, axis: int, index: int) -> dict
     rows = np.stack([np.stack(np.gradient(part)) for part in voxels]) + np.eye(3)[:, :, None, None, None]
     jacobian = np.linalg.det(rows.transpose(2, 3, 4, 0, 1)).astype(np.float32)
     there = resample(Volume(jacobian, alignment.grid), still.geometry, fill=1.0)
-    plane = _as_picture(np.take(there.array, index, axis=axis))
+    plane = as_seen(np.take(there.array, index, axis=axis))
     shown = _picture(np.clip((plane - 0.5), 0, 1), _aspect(still.geometry, axis), colours="PuOr")
     return {"Jacobian, 0.5 (orange) to 1.5 (violet)": shown}
 

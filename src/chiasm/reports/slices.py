@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from chiasm.boxes import box_of, grown
 from chiasm.reports.drawing import png_address
+
+Voxel = TypeVar("Voxel", bound=np.generic)
 
 MARGIN = 4  # voxels around the mask in a picture
 
@@ -41,6 +44,18 @@ def choose_slices(mask: NDArray[np.bool_], labels: NDArray[np.bool_] | None, axi
     return sorted(chosen)
 
 
+def as_seen(plane: NDArray[Voxel]) -> NDArray[Voxel]:
+    """Turn a slice as it is looked at: front or head up, the patient's right (or, sagittal, front) on the left.
+
+    Args:
+        plane: Its axes run right or front, and front or up, shape (across, up).
+
+    Returns:
+        Shape (rows, columns).
+    """
+    return plane[::-1, ::-1].T
+
+
 def cut_slice(
     grey: NDArray[np.floating],
     mask: NDArray[np.bool_],
@@ -48,7 +63,7 @@ def cut_slice(
     index: int,
     spacing_mm: tuple[float, float, float],
 ) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """Cut a slice as a picture: front or head up, the patient's right (or, sagittal, front) on the left.
+    """Cut a slice as a picture.
 
     Args:
         grey: 0 to 1, axes running right, front and up, shape (I, J, K).
@@ -63,7 +78,7 @@ def cut_slice(
     box = grown(box_of(mask), MARGIN, (1, 1, 1), mask.shape)
     plane = grey[box].take(index - box[axis].start, axis=axis)
     across, up = (spacing_mm[side] for side in range(3) if side != axis)
-    pixels = np.round(plane[::-1, ::-1].T * 255).astype(np.uint8)  # (across, up) -> (rows, columns)
+    pixels = np.round(as_seen(plane) * 255).astype(np.uint8)
     return pixels, (pixels.shape[1] * across, pixels.shape[0] * up)
 
 

@@ -30,6 +30,7 @@ from chiasm.reports.case_volumes import nifti_start, to_text
 from chiasm.reports.drawing import label_with, show_number, show_unit
 from chiasm.reports.gallery import SOURCE_WINDOW, colour_slice, rising
 from chiasm.reports.pages import render_page, script_data
+from chiasm.reports.slices import as_seen
 from chiasm.storage import write_text
 from chiasm.volumes import Reading, Volume, canonical, read_volume
 from chiasm.volumes.dicom_choice import choose_series
@@ -402,7 +403,7 @@ def _stills(volume: Volume, one: Shown, window: tuple[float, float]) -> Iterator
     spacing = volume.geometry.spacing_mm
     for axis, name in ((2, "axial"), (1, "coronal"), (0, "sagittal")):
         across, up = (side for side in range(3) if side != axis)
-        plane = volume.array.take(centre[axis], axis=axis)[::-1, ::-1].T  # (across, up) -> (rows, columns)
+        plane = as_seen(volume.array.take(centre[axis], axis=axis))
         yield {
             "address": colour_slice(plane.astype(np.float32), window, colours),
             "alt": f"{one.title}, {name} slice {centre[axis] + 1}",

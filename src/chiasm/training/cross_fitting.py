@@ -99,8 +99,8 @@ def _train_in_turn(
     """Train each of several models on its part of the cohort; what the first one's plan chooses holds for all."""
     models = int(recipe.split.models)
     time = None if minutes is None else minutes / models
-    said: list[str] = []  # of the first one
-    of_all: set[str] = set()  # lines of its plan, such as those on the cohort, which the others do not repeat
+    of_all: set[str] = set()  # lines of the first one's plan, such as those on the cohort, which no other repeats
+    is_planned = False
 
     def begin(planned: PlannedRun) -> None:
         write_recipe(folder / "recipe.toml", recipe)  # now that nothing in it was refused
@@ -108,17 +108,17 @@ def _train_in_turn(
             announce(planned)
 
     def begin_first(planned: PlannedRun) -> None:
+        nonlocal is_planned
         begin(planned)
-        of_all.update(said)
+        is_planned = True
         say(_heading(recipe, 1))  # after what is announced, which is of the whole
 
-    def say_of_first(line: str) -> None:
-        said.append(line)
+    def say_once(line: str) -> None:
+        if is_planned and line in of_all:
+            return
+        if not is_planned:
+            of_all.add(line)
         say(line)
-
-    def say_of_other(line: str) -> None:
-        if line not in of_all:
-            say(line)
 
     def train_part(number: int, announced: Callable[[PlannedRun], None], like: Plan | None = None) -> Run:
         place = folder / PARTS / str(number)
@@ -127,8 +127,7 @@ def _train_in_turn(
             part = _in_its_plane(part, number, place, like)
             say(_heading(part, number))
         watching = _watcher_in(place, watcher)
-        saying = say_of_first if like is None else say_of_other
-        return train_model(part, place, say=saying, watcher=watching, minutes=time, announce=announced, like=like)
+        return train_model(part, place, say=say_once, watcher=watching, minutes=time, announce=announced, like=like)
 
     first = train_part(1, begin_first)
     return [first, *(train_part(number, begin, first.plan) for number in range(2, models + 1))]

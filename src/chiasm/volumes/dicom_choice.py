@@ -141,8 +141,10 @@ def _fitting_words(series: Sequence[Series], asked: str) -> list[Series]:
     if not low:
         return []
     word = re.compile(rf"(?<![a-z0-9]){re.escape(low)}(?![a-z0-9])")
-    parts = word if low.isdigit() else re.compile(re.escape(low))  # 7 is no part of the folder P07
-    return _called(series, low) or _named(series, word) or _named(series, parts)
+    found = _called(series, low) or _named(series, word)
+    if found or low.isdigit():  # 7 is no part of the folder P07
+        return found
+    return _named(series, re.compile(re.escape(low)))
 
 
 def _called(series: Sequence[Series], low: str) -> list[Series]:

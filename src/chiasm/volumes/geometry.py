@@ -96,7 +96,7 @@ class Volume:
     def __post_init__(self) -> None:
         """Refuse an array that does not lie on the grid, such as one whose axes are in another order."""
         check_kinds(self.array, self.geometry)
-        if tuple(self.array.shape) != tuple(self.geometry.shape):
+        if self.array.shape != self.geometry.shape:
             raise ValueError(
                 f"an array of {self.array.shape} does not lie on a grid of {self.geometry.shape}: both are (I, J, K), "
                 "and SimpleITK's arrays are (K, J, I)"
